@@ -1,0 +1,177 @@
+"""The `Backend` waist: what a host must be able to do. Names and bytes here are the host's: encoded and sealed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+
+#: Where unfinished writes lie, below the root.
+TEMPORARY = ".sovstore/tmp"
+#: After this long an unfinished write is taken for abandoned, where a driver has no better sign.
+STALE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What the host says of one name. All of it is its claim.
+
+    Parameters
+    ----------
+    name : str
+        Name below the root; of a folder without a trailing ``/``.
+    size : int
+        Bytes stored; 0 for a folder.
+    folder : bool
+        Whether it is a folder.
+    etag : str or None
+        Changes whenever the object does; None where the host has none.
+    modified, created : datetime or None
+        In UTC; None where the host does not say.
+    """
+
+    name: str
+    size: int
+    folder: bool = False
+    etag: str | None = None
+    modified: datetime | None = None
+    created: datetime | None = None
+
+
+class Upload(ABC):
+    """One write under way. Nothing of it is visible under its name before `commit` returns."""
+
+    @abstractmethod
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes. MUST be done with `data` when it returns; the caller reuses the buffer.
+
+        Raises
+        ------
+        StoreError
+            When the host refuses; the upload can then only be aborted.
+        """
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """Make the object visible, whole and durable, replacing an older one at once.
+
+        Raises
+        ------
+        ObjectExistsError, ObjectChangedError
+            When the condition that `Backend.upload` was given does not hold. Nothing has changed then.
+        """
+
+    @abstractmethod
+    async def abort(self) -> None:
+        """Forget the write and free what it holds. MAY be called twice, and after a failed `commit`; MUST NOT raise."""
+
+
+class Backend(ABC):
+    """One root at one host, used from one event loop.
+
+    Names are relative to the root, without leading or trailing ``/``. Implementations MUST raise nothing but
+    `SovstoreError`, MUST NOT interpret the bytes, and MUST be usable by many coroutines at once.
+    """
+
+    #: Whether folders exist by themselves at this host, also when empty.
+    real_folders: bool = False
+    #: Conditions that the host itself enforces, also against another client: ``create`` (only if there is none) and
+    #: ``replace`` (only if the ETag is still this). A driver keeps the others by looking first, which can race.
+    conditions: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    async def stat(self, name: str) -> Stat:
+        """Return what the host says of an object, or of a folder.
+
+        Raises
+        ------
+        ObjectNotFoundError
+            When there is neither.
+        """
+
+    @abstractmethod
+    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+        """Return bytes [start, end) of an object; fewer only where the object ends, none beyond its end.
+
+        Parameters
+        ----------
+        etag : str, optional
+            Refuse when the object has another one now, where the host can tell.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError
+            When there is no such object.
+        ObjectChangedError
+            When the ETag is another one.
+        """
+
+    @abstractmethod
+    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+        """Return a new write to `name`.
+
+        Parameters
+        ----------
+        create : bool
+            Fail at `Upload.commit`, or here, when there is an object already.
+        if_match : str, optional
+            Fail at `Upload.commit` when the object does not have this ETag.
+
+        Raises
+        ------
+        IsFolderError, NotFolderError
+            When a folder stands there, or an object stands where a parent must be; here or at `Upload.commit`,
+            on hosts that have real folders.
+        """
+
+    @abstractmethod
+    def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
+        """Yield what lies in a folder ('' is the root), or below it; nothing when there is no such folder.
+
+        Recursively, folders are yielded only where they are real. The order is free. MUST NOT make a request
+        per object beyond the host's own listing.
+        """
+
+    @abstractmethod
+    async def delete(self, names: Iterable[str]) -> None:
+        """Delete objects, and the empty folders whose names end with ``/``. Names that do not exist are no error.
+
+        Raises
+        ------
+        StoreError
+            When the host refuses one, or a folder is not empty.
+        """
+
+    @abstractmethod
+    async def copy(
+        self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
+    ) -> None:
+        """Make `target` the bytes of `source` with the first ``len(head)`` of them replaced by `head`.
+
+        As visible and as conditional as an upload. `target` MAY be `source`.
+
+        Raises
+        ------
+        ObjectNotFoundError
+            When there is no source.
+        ObjectChangedError
+            When the source has not, or not any more, the ETag `etag`. Nothing has changed then.
+        """
+
+    async def make_folder(self, name: str) -> None:
+        """Make a folder and its parents where folders are real; else do nothing."""
+
+    async def sweep(self) -> int:
+        """Delete what writes that were killed left behind, and return how many there were.
+
+        MUST NOT delete what a live writer, here or elsewhere, still needs.
+        """
+        limit = datetime.now(UTC) - STALE
+        found = [s async for s in self.list(TEMPORARY) if not s.folder and s.modified and s.modified < limit]
+        await self.delete([s.name for s in found])
+        return len(found)
+
+    async def close(self) -> None:
+        """Close connections. MAY be called twice."""

@@ -1,0 +1,336 @@
+"""``provider = "local"``: a folder of this machine, through system calls.
+
+fsspec's own local writer leaves a half-written target when the process is killed; this one writes beside, syncs, and
+moves into place. See docs/adr/0003-local-driver.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import stat as stat_module
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sovstore.backends.base import TEMPORARY, Backend, Stat, Upload
+from sovstore.errors import (
+    IsFolderError,
+    NotFolderError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+#: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
+_SLICE = 2**24
+
+
+@contextmanager
+def _mapped(name: str, *, writing: bool = False) -> Iterator[None]:
+    """Map the errors of the operating system onto ours, in one place."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise ObjectNotFoundError(f"{name}: not found", path=name) from exc
+    except IsADirectoryError as exc:
+        raise IsFolderError(f"{name}: is a folder", path=name) from exc
+    except NotADirectoryError as exc:
+        if not writing:
+            raise ObjectNotFoundError(f"{name}: not found", path=name) from exc
+        raise NotFolderError(f"{name}: a parent of it is an object", path=name) from exc
+    except FileExistsError as exc:
+        raise ObjectExistsError(f"{name}: exists already", path=name) from exc
+    except PermissionError as exc:
+        hint = "check the rights of the store's folder"
+        raise StoreError(f"{name}: the system refused: {exc.strerror}", path=name, hint=hint) from exc
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = "free some room, then run it again; what was there before is unharmed"
+            raise StoreError(f"{name}: no room: {exc.strerror}", path=name, hint=hint) from exc
+        raise StoreUnavailableError(f"{name}: {exc.strerror or type(exc).__name__}", path=name) from exc
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _stat(name: str, status: os.stat_result) -> Stat:
+    folder = stat_module.S_ISDIR(status.st_mode)
+    return Stat(
+        name,
+        0 if folder else status.st_size,
+        folder=folder,
+        etag=None if folder else _etag(status),
+        modified=datetime.fromtimestamp(status.st_mtime, UTC),
+        created=datetime.fromtimestamp(getattr(status, "st_birthtime", status.st_ctime), UTC),
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalBackend(Backend):
+    """A folder of this machine.
+
+    Parameters
+    ----------
+    root : str
+        Absolute path of the folder; it is made with the first write.
+    """
+
+    real_folders = True
+    conditions = frozenset({"create", "replace"})
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(root)
+
+    def _path(self, name: str) -> Path:
+        return self._root / name if name else self._root
+
+    async def stat(self, name: str) -> Stat:
+        """Return what the file system says of a file or folder."""
+
+        def work() -> Stat:
+            with _mapped(name):
+                return _stat(name, os.stat(self._path(name)))
+
+        return await asyncio.to_thread(work)
+
+    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+        """Return bytes [start, end) of a file."""
+        return await asyncio.to_thread(self._read, name, start, end, etag)
+
+    def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
+        with _mapped(name):
+            descriptor = os.open(self._path(name), os.O_RDONLY)
+            try:
+                status = os.fstat(descriptor)
+                if stat_module.S_ISDIR(status.st_mode):
+                    raise IsFolderError(f"{name}: is a folder", path=name)
+                if etag is not None and _etag(status) != etag:
+                    raise ObjectChangedError(f"{name}: changed while it was read", path=name)
+                pieces = []
+                while start < end and (piece := os.pread(descriptor, min(end - start, _SLICE), start)):
+                    pieces.append(piece)
+                    start += len(piece)
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            finally:
+                os.close(descriptor)
+
+    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+        """Return a write that goes to a temporary file of the same file system."""
+        return await asyncio.to_thread(_LocalUpload, self._root, name, create=create, if_match=if_match)
+
+    async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
+        """Yield the entries of a folder; symbolic links to folders are not followed."""
+        waiting = [folder]
+        while waiting:
+            found = await asyncio.to_thread(self._scan, waiting.pop())
+            for entry in found:
+                if recursive and entry.folder:
+                    waiting.append(entry.name)
+                yield entry
+
+    def _scan(self, folder: str) -> list[Stat]:
+        found = []
+        with suppress(FileNotFoundError, NotADirectoryError), _not_found_passes(folder):
+            with os.scandir(self._path(folder)) as entries:
+                for entry in entries:
+                    # A file that went away between the listing and here is not listed.
+                    with suppress(FileNotFoundError):
+                        name = f"{folder}/{entry.name}" if folder else entry.name
+                        found.append(_stat(name, entry.stat(follow_symlinks=False)))
+        return found
+
+    async def delete(self, names: Iterable[str]) -> None:
+        """Delete files, and the empty folders whose names end with ``/``."""
+
+        def work() -> None:
+            for name in names:
+                with _mapped(name), suppress(FileNotFoundError, NotADirectoryError):
+                    if name.endswith("/"):
+                        self._path(name).rmdir()
+                    else:
+                        self._path(name).unlink()
+
+        await asyncio.to_thread(work)
+
+    async def copy(
+        self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
+    ) -> None:
+        """Copy a file with its head replaced; the system shares the blocks where it can."""
+        await asyncio.to_thread(self._copy, source, target, head, etag, create)
+
+    def _copy(self, source: str, target: str, head: bytes, etag: str | None, create: bool) -> None:
+        with _mapped(source):
+            descriptor = os.open(self._path(source), os.O_RDONLY)
+        upload = _LocalUpload(self._root, target, create=create, if_match=None)
+        try:
+            status = os.fstat(descriptor)
+            if etag is not None and _etag(status) != etag:
+                raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
+            upload.write_now(head)
+            # The descriptor pins the file: whoever replaces the name now leaves these bytes alone.
+            upload.copy_from(descriptor, len(head), status.st_size)
+            upload.commit_now()
+        except BaseException:
+            upload.abort_now()
+            raise
+        finally:
+            os.close(descriptor)
+
+    async def make_folder(self, name: str) -> None:
+        """Make a folder and its parents."""
+
+        def work() -> None:
+            with _mapped(name, writing=True):
+                self._path(name).mkdir(parents=True, exist_ok=True)
+
+        await asyncio.to_thread(work)
+
+    async def sweep(self) -> int:
+        """Delete the temporary files that no live process has locked."""
+        return await asyncio.to_thread(self._sweep)
+
+    def _sweep(self) -> int:
+        swept = 0
+        for entry in self._scan(TEMPORARY):
+            with suppress(OSError):
+                descriptor = os.open(self._path(entry.name), os.O_RDWR)
+                try:
+                    # A writer holds this lock for as long as it lives; the system frees it when it is killed.
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(self._path(entry.name))
+                    swept += 1
+                finally:
+                    os.close(descriptor)
+        return swept
+
+
+@contextmanager
+def _not_found_passes(name: str) -> Iterator[None]:
+    """Map errors like `_mapped`, but let "there is no such folder" through as it is."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError:
+        with _mapped(name):
+            raise
+
+
+class _LocalUpload(Upload):
+    """A temporary file, locked while its writer lives."""
+
+    def __init__(self, root: Path, name: str, *, create: bool, if_match: str | None) -> None:
+        self._root, self._name, self._create, self._if_match = root, name, create, if_match
+        self._descriptor: int | None = None
+        with _mapped(name, writing=True):
+            folder = root / TEMPORARY
+            folder.mkdir(parents=True, exist_ok=True)
+            while self._descriptor is None:
+                self._temporary = folder / os.urandom(12).hex()
+                self._descriptor = _create_locked(self._temporary)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes."""
+        await asyncio.to_thread(self.write_now, data)
+
+    def write_now(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes, in this thread."""
+        if self._descriptor is None:
+            raise StoreError(f"{self._name}: the write was given up", path=self._name)
+        view = memoryview(data)
+        with _mapped(self._name):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def copy_from(self, descriptor: int, start: int, end: int) -> None:
+        """Append bytes [start, end) of an open file, inside the system."""
+        assert self._descriptor is not None  # noqa: S101  # only `_copy` calls this, on an upload that it just made
+        with _mapped(self._name):
+            try:
+                while start < end and (n := os.copy_file_range(descriptor, self._descriptor, end - start, start)):
+                    start += n
+            except OSError as exc:
+                # Not on this file system, or not across two: the bytes go through this process.
+                if exc.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
+                    raise
+            while start < end and (piece := os.pread(descriptor, min(_SLICE, end - start), start)):
+                self.write_now(piece)
+                start += len(piece)
+        if start < end:
+            raise ObjectChangedError(f"{self._name}: the source was cut while it was copied", path=self._name)
+
+    async def commit(self) -> None:
+        """Sync the file and move it into place."""
+        await asyncio.to_thread(self.commit_now)
+
+    def commit_now(self) -> None:
+        """Sync the file and move it into place, in this thread."""
+        if self._descriptor is None:
+            raise StoreError(f"{self._name}: the write was given up", path=self._name)
+        target = self._root / self._name
+        with _mapped(self._name, writing=True):
+            os.fsync(self._descriptor)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as exc:
+                raise NotADirectoryError(errno.ENOTDIR, "a parent is a file") from exc
+            if self._create:
+                os.link(self._temporary, target)
+                os.unlink(self._temporary)
+            elif self._if_match is not None:
+                self._replace_if_match(target)
+            else:
+                os.replace(self._temporary, target)
+            _sync_folder(target.parent)
+            self._close()
+
+    def _replace_if_match(self, target: Path) -> None:
+        # Every conditional replacement of this store takes this lock, so between the look and the move nobody else moves.
+        descriptor = os.open(self._root / ".sovstore" / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _etag(os.stat(target)) != self._if_match:
+                raise ObjectChangedError(f"{self._name}: somebody else changed it first", path=self._name)
+            os.replace(self._temporary, target)
+        finally:
+            os.close(descriptor)
+
+    async def abort(self) -> None:
+        """Delete the temporary file."""
+        await asyncio.to_thread(self.abort_now)
+
+    def abort_now(self) -> None:
+        """Delete the temporary file, in this thread."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.unlink(self._temporary)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _create_locked(path: Path) -> int | None:
+    """Return a descriptor of a new locked file, or None when a sweep took it before it was locked."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return None

@@ -1,0 +1,361 @@
+"""File objects over a store: what ``fs.open`` and ``fs.open_async`` return.
+
+A file that is written becomes visible when it is closed, and only then. Leaving a ``with`` block by an exception, or
+losing the file without closing it, gives the write up: a half object is never published as a complete one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import opcode
+import os
+import sys
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from fsspec.asyn import AbstractAsyncStreamedFile
+from fsspec.caching import BaseCache
+from fsspec.spec import AbstractBufferedFile
+
+from sovstore.errors import UnsupportedError
+from sovstore.format.cobblestone import CHUNK
+from sovstore.objects import BLOCK, ObjectReader, ObjectWriter
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from sovstore.filesystem import SovFileSystem
+
+_log = logging.getLogger("sovstore")
+_WITH_EXCEPT_START = opcode.opmap["WITH_EXCEPT_START"]
+
+
+def handled_exception() -> int:
+    """Return a mark of the exception that this thread is handling now; 0 for none."""
+    exc = sys.exc_info()[1]
+    return 0 if exc is None else id(exc)
+
+
+def leaving_by_exception(known: int) -> bool:
+    """Return whether a ``with`` block is being left by an exception other than the one marked `known`.
+
+    Wrappers (`fsspec.open`, `io.TextIOWrapper`, pyarrow's writers) call plain ``close()`` from their ``__exit__`` and keep the
+    exception to themselves; without this look at the stack, a half object would be committed.
+    """
+    mark = handled_exception()
+    if mark in (0, known):
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_code[frame.f_lasti] == _WITH_EXCEPT_START:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class SequentialCache(BaseCache):
+    """Reads exactly the chunks that a random read needs, and more and more ahead of a sequential one."""
+
+    name = "sov"
+    _MOST = 4 * 2**20
+
+    def __init__(self, blocksize: int, fetcher: Any, size: int) -> None:  # noqa: ANN401  # fsspec's callable
+        super().__init__(blocksize, fetcher, size)
+        self._start, self._data, self._ahead = 0, b"", 0
+
+    def _fetch(self, start: int | None, stop: int | None) -> bytes:
+        start = 0 if start is None else start
+        stop = self.size if stop is None else min(stop, self.size)
+        if start >= stop:
+            return b""
+        end = self._start + len(self._data)
+        if self._start <= start and stop <= end:
+            self.hit_count += 1
+            return self._data[start - self._start : stop - self._start]
+        self.miss_count += 1
+        kept = self._data[start - self._start :] if self._start <= start < end else b""
+        sequential = bool(kept) or start == end
+        self._ahead = min(self._MOST, max(4 * CHUNK, 2 * self._ahead)) if sequential else 0
+        first = start + len(kept)
+        last = min(self.size, -(-max(stop, first + self._ahead) // CHUNK) * CHUNK)
+        if stop - first >= self._MOST:
+            # Large reads go straight through: keeping a copy would double them.
+            self._start, self._data = stop, b""
+            fetched = self.fetcher(first, stop)
+            return kept + fetched if kept else fetched
+        begin = first if kept else first - first % CHUNK
+        self._data = kept + self.fetcher(begin, last)
+        self._start = start if kept else begin
+        return self._data[start - self._start : stop - self._start]
+
+
+class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """A sealed object opened for reading: seekable, its length authentic since it was opened.
+
+    Parameters
+    ----------
+    fs : SovFileSystem
+        Where it is from.
+    reader : ObjectReader
+        The opened object.
+    cache_type : str
+        ``sov``, or the name of one of fsspec's caches.
+    """
+
+    def __init__(self, fs: SovFileSystem, reader: ObjectReader, cache_type: str, **kwargs: Any) -> None:  # noqa: ANN401
+        self._reader = reader
+        own = cache_type == SequentialCache.name
+        super().__init__(
+            fs, reader.path, mode="rb", size=reader.plain_size, cache_type="none" if own else cache_type, **kwargs
+        )
+        if own:
+            self.cache = SequentialCache(self.blocksize, self._fetch_range, self.size)
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs._sync(self._reader.read, start, end)
+        return data
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What ``fs.info`` says of the object that was opened."""
+        info: dict[str, Any] = self.fs._describe(self.path, self._reader.stat)
+        return info
+
+
+class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """An object being written: sealed a block at a time, while the block before is on its way.
+
+    Parameters
+    ----------
+    fs : SovFileSystem
+        Where it goes.
+    writer : ObjectWriter
+        The write.
+    mode : str
+        ``wb`` or ``xb``.
+    """
+
+    def __init__(self, fs: SovFileSystem, writer: ObjectWriter, mode: str) -> None:
+        super().__init__(fs, writer.path, mode=mode)
+        self._writer = writer
+        self._block = bytearray()
+        self._pending: Future[None] | None = None
+        self._opened_under = handled_exception()
+        self._pid = os.getpid()
+
+    def write(self, data: Any) -> int:  # noqa: ANN401  # any buffer
+        """Append bytes and return how many they are.
+
+        Raises
+        ------
+        StoreError
+            When the host refused this or an earlier block; the write is given up then.
+        """
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        view = memoryview(data).cast("B")
+        size = len(view)
+        if self._block:
+            room = BLOCK - len(self._block)
+            self._block += view[:room]
+            view = view[room:]
+            if len(self._block) == BLOCK:
+                self._push(self._block)
+                self._block.clear()
+        while len(view) >= BLOCK:
+            self._push(view[:BLOCK])
+            view = view[BLOCK:]
+        self._block += view
+        self.loc += size
+        return size
+
+    def _push(self, plain: bytearray | memoryview) -> None:
+        try:
+            sealed = self._writer.seal(plain)
+            self._settle()
+            self._pending = self.fs._submit(self._writer.send(sealed))
+        except BaseException:
+            self.discard()
+            raise
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def flush(self, force: bool = False) -> None:
+        """Do nothing: an object becomes visible when it is closed, and only then."""
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return int(self.loc)
+
+    def close(self) -> None:
+        """Make the object visible, unless a ``with`` block is being left by an exception."""
+        if self.closed:
+            return
+        if leaving_by_exception(self._opened_under):
+            _log.warning("%s: the write was given up, since an exception is ending it", self.path)
+            self.discard()
+            return
+        try:
+            if self._block:
+                self._push(self._block)
+                self._block = bytearray()
+            self._settle()
+            self.fs._sync(self._writer.commit)
+        except BaseException:
+            self.discard()
+            raise
+        self.closed = True
+
+    def commit(self) -> None:
+        """Close the file."""
+        self.close()
+
+    def discard(self) -> None:
+        """Give the write up; what was at the path before stays."""
+        if self.closed:
+            return
+        self.closed = True
+        self._block = bytearray()
+        # A child that was forked holds a copy of this file, and must not give its parent's write up.
+        if self._pid != os.getpid():
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.fs._sync(self._writer.abort)
+        else:
+            # Finalised by the garbage collector inside the loop, which therefore cannot be waited for.
+            self.fs._submit(self._writer.abort())
+
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        """Close the file, or give the write up after an exception."""
+        if exc_type is not None:
+            self.discard()
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        """Give the write up: nobody said that it was complete."""
+        if not self.closed:
+            if not sys.is_finalizing():
+                _log.warning("%s: the write was given up, since its file was never closed", self.path)
+                self.discard()
+            self.closed = True
+
+
+class TextFile(io.TextIOWrapper):
+    """Text over a file of a store. Like the file itself, losing it gives the write up.
+
+    Parameters
+    ----------
+    buffer : binary file
+        What is wrapped; it may be a compressor around `file`.
+    file : SovReader or SovWriter
+        The file of the store.
+    """
+
+    def __init__(self, buffer: Any, file: Any, **kwargs: Any) -> None:  # noqa: ANN401  # as io.TextIOWrapper
+        self._file = file
+        super().__init__(buffer, **kwargs)
+
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        """Close the file, or give the write up after an exception."""
+        if exc_type is not None and isinstance(self._file, SovWriter):
+            self._file.discard()
+            return
+        self.close()
+
+    def __del__(self) -> None:
+        """Give the write up, without the flush that the base class would do."""
+        if isinstance(self._file, SovWriter) and not self._file.closed:
+            self._file.__del__()
+
+
+class AsyncReader(AbstractAsyncStreamedFile):  # type: ignore[misc]  # fsspec has no types
+    """A sealed object opened by ``await fs.open_async(path)``: read in order.
+
+    Parameters
+    ----------
+    fs : SovFileSystem
+        Where it is from.
+    reader : ObjectReader
+        The opened object.
+    """
+
+    def __init__(self, fs: SovFileSystem, reader: ObjectReader) -> None:
+        super().__init__(fs, reader.path, mode="rb", size=reader.plain_size, cache_type="none")
+        self._reader = reader
+
+    async def _fetch_range(self, start: int, end: int) -> bytes:
+        return await self._reader.read(start, end)
+
+
+class AsyncWriter(AbstractAsyncStreamedFile):  # type: ignore[misc]  # fsspec has no types
+    """An object opened by ``await fs.open_async(path, "wb")``; visible after ``await close()``.
+
+    Parameters
+    ----------
+    fs : SovFileSystem
+        Where it goes.
+    writer : ObjectWriter
+        The write.
+    """
+
+    def __init__(self, fs: SovFileSystem, writer: ObjectWriter) -> None:
+        super().__init__(fs, writer.path, mode="wb")
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+
+    async def write(self, data: Any) -> int:  # noqa: ANN401  # any buffer
+        """Append bytes and return how many they are."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        await self._writer.write(data)
+        size = memoryview(data).nbytes
+        self.loc += size
+        return size
+
+    async def flush(self, force: bool = False) -> None:
+        """Do nothing: an object becomes visible when it is closed."""
+
+    async def close(self) -> None:
+        """Make the object visible."""
+        if not self.closed:
+            self.closed = True
+            await self._writer.commit()
+
+    async def discard(self) -> None:
+        """Give the write up."""
+        self.closed = True
+        await self._writer.abort()
+
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        """Close the file, or give the write up after an exception."""
+        await (self.close() if exc_type is None else self.discard())
+
+    def __del__(self) -> None:
+        """Give the write up: nobody said that it was complete."""
+        if not self.closed:
+            self.closed = True
+            if self._loop.is_running():
+                asyncio.run_coroutine_threadsafe(self._writer.abort(), self._loop)
+
+
+def check_mode(path: str, mode: str) -> None:
+    """Refuse the modes that a sealed object does not have.
+
+    Raises
+    ------
+    UnsupportedError
+        For appending and updating in place.
+    """
+    if mode not in ("rb", "wb", "xb"):
+        hint = "a sealed object is written whole: read it, then write it again with 'wb'"
+        raise UnsupportedError(f"{path}: mode {mode!r} is not possible: nothing is appended or changed in place", path=path, hint=hint)
+
+

@@ -1,0 +1,1 @@
+"""The format: bytes in, bytes out, no I/O. See docs/spec/format.md."""

@@ -1,0 +1,1 @@
+"""Drivers of the services that hold KEKs. One file and one SDK import per service."""

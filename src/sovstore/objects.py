@@ -1,0 +1,318 @@
+"""Reading and writing one sealed object over a `Backend`: random access, streams, bounded memory.
+
+Whoever calls this has the DEK or the means to get it; nothing here asks a KMS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from sovstore.backends.base import Backend, Stat, Upload
+from sovstore.errors import FormatError, IntegrityError, IsFolderError, ObjectChangedError, StoreError
+from sovstore.format.body import OVERHEAD, BodySealer, body_opener, chunk_span, plain_size, wire_offset
+from sovstore.format.cobblestone import CHUNK, TAG, WIRE_CHUNK, ChunkOpener
+from sovstore.format.header import HEADER
+
+#: Plaintext bytes sealed or opened in one step: 64 chunks.
+BLOCK = 64 * CHUNK
+#: Bytes asked for when an object is opened: the header and the first four chunks.
+FIRST = OVERHEAD + 4 * WIRE_CHUNK
+#: The same when the whole object is wanted: 16 chunks.
+FIRST_WHOLE = OVERHEAD + 16 * WIRE_CHUNK
+#: Bytes at the end of an object fetched with its last chunk: readers of Parquet ask for its footer next.
+_TAIL_CHUNKS = 4
+#: Chunks fetched by one ranged read, and how many of these are under way at once.
+_WINDOW = 4 * 64
+_AHEAD = 3
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+#: Gives the DEK of (path, header); raises what `open_header` raises.
+Unwrap = Callable[[str, bytes], Awaitable[bytes]]
+
+
+def same_length(path: str, got: int, wanted: int) -> None:
+    """Refuse a reply that is not as long as what was asked for.
+
+    Raises
+    ------
+    IntegrityError
+        When it is not.
+    """
+    if got != wanted:
+        raise IntegrityError(f"{path}: the host sent {got} bytes for {wanted}", path=path)
+
+
+@dataclass
+class _Cached:
+    """Some whole chunks of an object, still sealed.
+
+    Parameters
+    ----------
+    start : int
+        Number of the first chunk.
+    sealed : bytes
+        Chunks of 16400 bytes; the last one of the object is shorter.
+    """
+
+    start: int
+    sealed: bytes
+
+    def holds(self, span: range) -> bool:
+        return self.start <= span.start and span.stop <= self.start + -(-len(self.sealed) // WIRE_CHUNK)
+
+    def slice(self, span: range) -> memoryview:
+        first = (span.start - self.start) * WIRE_CHUNK
+        return memoryview(self.sealed)[first : first + len(span) * WIRE_CHUNK]
+
+
+class ObjectReader:
+    """One object, opened: its header, key commitment and length are authentic. `open` makes it.
+
+    Parameters
+    ----------
+    path : str
+        Path of the object.
+    plain_size : int
+        Its plaintext bytes.
+    stat : Stat
+        What the host said of it when it was opened.
+    header : bytes
+        Its 128 bytes.
+    """
+
+    def __init__(
+        self, backend: Backend, path: str, stat: Stat, header: bytes, opener: ChunkOpener, cached: list[_Cached]
+    ) -> None:
+        self.path = path
+        self.stat = stat
+        self.header = header
+        self.plain_size = plain_size(stat.size, what=path)
+        self._backend, self._opener, self._cached = backend, opener, cached
+
+    @classmethod
+    async def open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool = False) -> Self:
+        """Return the reader of the object at `path`, whose name at the host is `name`.
+
+        Parameters
+        ----------
+        unwrap : callable
+            Gives the DEK of a path and a header.
+        whole : bool
+            The object will be read whole: a small one then takes one request, without asking for its size.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError
+            When there is no such object.
+        FormatError, IntegrityError
+            When it is not an authentic object of this store at this path, or its length is not authentic.
+        """
+        try:
+            return await cls._open(backend, name, path, unwrap, whole)
+        except (IntegrityError, FormatError, ObjectChangedError):
+            # Size and bytes come from two requests, and somebody may have replaced the object between them. An object
+            # that is really damaged fails again.
+            return await cls._open(backend, name, path, unwrap, False)
+
+    @classmethod
+    async def _open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, whole: bool) -> Self:
+        if whole:
+            first = await backend.read(name, 0, FIRST_WHOLE)
+            # A reply shorter than was asked for is the whole object, as the last chunk will prove.
+            stat = Stat(name, len(first)) if len(first) < FIRST_WHOLE else await backend.stat(name)
+        else:
+            stat, first = await _both(backend.stat(name), backend.read(name, 0, FIRST))
+        if stat.folder:
+            raise IsFolderError(f"{path}: is a folder", path=path)
+        size = plain_size(stat.size, what=path)
+        same_length(path, len(first), min(FIRST_WHOLE if whole else FIRST, stat.size))
+        cached = [_Cached(0, first[OVERHEAD:])]
+        header = first[:HEADER]
+        last = size // CHUNK
+        if len(first) < stat.size:
+            start = max(0, last + 1 - _TAIL_CHUNKS)
+            # The last chunk says how long the object is; it is fetched while the keyset may still be loading.
+            dek, tail = await _both(
+                unwrap(path, header), backend.read(name, wire_offset(start), stat.size, etag=stat.etag)
+            )
+            same_length(path, len(tail), stat.size - wire_offset(start))
+            cached.append(_Cached(start, tail))
+        else:
+            dek = await unwrap(path, header)
+        reader = cls(backend, path, stat, header, body_opener(dek, first[HEADER:OVERHEAD], what=path), cached)
+        end = range(last, last + 1)
+        reader._open_span(end, cached[-1].slice(end))
+        return reader
+
+    def _span_size(self, span: range) -> int:
+        return min(self.plain_size, span.stop * CHUNK) - span.start * CHUNK
+
+    def _open_span(self, span: range, sealed: memoryview) -> bytearray:
+        """Return the plaintext of whole chunks."""
+        size = self._span_size(span)
+        same_length(self.path, len(sealed), size + TAG * len(span))
+        out = bytearray(size)
+        self._opener.open_into(span.start, sealed, memoryview(out))
+        return out
+
+    async def _chunks(self, span: range) -> bytearray:
+        """Return the plaintext of whole chunks, from what is cached or from the host."""
+        for cached in self._cached:
+            if cached.holds(span):
+                return self._open_span(span, cached.slice(span))
+        start = wire_offset(span.start)
+        end = min(wire_offset(span.stop), self.stat.size)
+        sealed = await self._backend.read(self.stat.name, start, end, etag=self.stat.etag)
+        if len(span) < 16:
+            return self._open_span(span, memoryview(sealed))
+        return await asyncio.to_thread(self._open_span, span, memoryview(sealed))
+
+    def clamp(self, start: int | None, end: int | None) -> tuple[int, int]:
+        """Return a range as Python's slices would take it on `plain_size` bytes."""
+        first, last, _ = slice(start, end).indices(self.plain_size)
+        return first, max(first, last)
+
+    async def read(self, start: int, end: int) -> bytes:
+        """Return plaintext bytes [start, end), clamped to the object.
+
+        Raises
+        ------
+        IntegrityError
+            When a chunk does not authenticate; nothing is returned then.
+        ObjectChangedError
+            When the object was replaced since it was opened.
+        """
+        start, end = self.clamp(start, end)
+        span = chunk_span(start, end)
+        if len(span) <= _WINDOW:
+            if not span:
+                return b""
+            chunks = await self._chunks(span)
+            return bytes(memoryview(chunks)[start - span.start * CHUNK : end - span.start * CHUNK])
+        # BytesIO hands its buffer over; a bytearray would have to be copied once more.
+        whole = io.BytesIO()
+        async for piece in self.stream(start, end):
+            whole.write(piece)
+        return whole.getvalue()
+
+    async def stream(self, start: int = 0, end: int | None = None) -> AsyncIterator[memoryview]:
+        """Yield plaintext bytes [start, end) in order, in pieces of at most 4 MiB, reading a few ahead.
+
+        Raises
+        ------
+        IntegrityError, ObjectChangedError
+            As `read`; everything that was yielded before is authentic.
+        """
+        start, end = self.clamp(start, end)
+        span = chunk_span(start, end)
+        windows = deque(range(n, min(n + _WINDOW, span.stop)) for n in range(span.start, span.stop, _WINDOW))
+        under_way: deque[tuple[range, asyncio.Task[bytearray]]] = deque()
+        try:
+            while windows or under_way:
+                while windows and len(under_way) < _AHEAD:
+                    window = windows.popleft()
+                    under_way.append((window, asyncio.ensure_future(self._chunks(window))))
+                window, task = under_way[0]
+                plain = await task
+                under_way.popleft()
+                base = window.start * CHUNK
+                yield memoryview(plain)[max(0, start - base) : end - base]
+        finally:
+            for _, task in under_way:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+
+
+async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
+    """Await two things at once; when one fails the other is over before the error is raised."""
+    results = await asyncio.gather(first, second, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]  # exceptions were raised above
+
+
+class ObjectWriter:
+    """One object being written: seal a block, send it, and at the end commit or abort.
+
+    `seal` and `send` are apart so that one block is sealed in one thread while another is on its way. Two buffers are
+    used in turn, so at most one block may be under way while the next is sealed.
+
+    Parameters
+    ----------
+    upload : Upload
+        Where the bytes go.
+    header : bytes
+        The 128 bytes in front.
+    dek : bytes
+        The DEK that `header` wraps; no other body may use it.
+    """
+
+    def __init__(self, upload: Upload, header: bytes, dek: bytes, path: str) -> None:
+        self.path = path
+        self._upload = upload
+        self._sealer = BodySealer(dek)
+        self._head = header
+        self._buffers = [bytearray(), bytearray()]
+        self._open = True
+
+    def seal(self, plain: bytes | bytearray | memoryview) -> memoryview:
+        """Return the sealed bytes of at most one `BLOCK` of plaintext; valid until the call after the next."""
+        self._buffers.reverse()
+        buffer = self._buffers[0]
+        need = len(self._head) + BodySealer.room(len(plain))
+        if len(buffer) < need:
+            buffer = self._buffers[0] = bytearray(need)
+        head = len(self._head)
+        buffer[:head] = self._head
+        self._head = b""
+        view = memoryview(buffer)
+        return view[: head + self._sealer.update_into(plain, view[head:])]
+
+    async def send(self, sealed: memoryview | bytes) -> None:
+        """Hand sealed bytes to the host.
+
+        Raises
+        ------
+        StoreError
+            When the host refuses; the write can then only be aborted.
+        """
+        if not self._open:
+            raise StoreError(f"{self.path}: the write was given up", path=self.path)
+        if sealed:
+            await self._upload.write(sealed)
+
+    async def write(self, plain: bytes | bytearray | memoryview) -> None:
+        """Seal and send any number of bytes."""
+        view = memoryview(plain).cast("B")
+        for start in range(0, len(view), BLOCK):
+            await self.send(self.seal(view[start : start + BLOCK]))
+
+    async def commit(self) -> None:
+        """Seal the last chunk and make the object visible.
+
+        Raises
+        ------
+        StoreError
+            When the host refuses, or a condition does not hold; nothing has changed then.
+        """
+        await self.send(self._head + self._sealer.finalize())
+        try:
+            await self._upload.commit()
+        except BaseException:
+            await self.abort()
+            raise
+        self._open = False
+
+    async def abort(self) -> None:
+        """Forget the write. May be called at any time, also twice."""
+        if self._open:
+            self._open = False
+            await self._upload.abort()

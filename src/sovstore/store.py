@@ -1,0 +1,446 @@
+"""An open store: a backend and a keyset. Seals, opens, lists, copies and renames objects by their paths."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import NoReturn
+from urllib.parse import quote
+
+from sovstore import keysets
+from sovstore.backends.base import Backend, Stat
+from sovstore.backends.registry import open_backend
+from sovstore.config import StoreConfig
+from sovstore.errors import (
+    FormatError,
+    IntegrityError,
+    IsFolderError,
+    KeyDeniedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from sovstore.format import body
+from sovstore.format.header import KEY, header_key_id, open_header, seal_header
+from sovstore.format.keyset import Keyset
+from sovstore.format.names import RESERVED, Names
+from sovstore.format.recovery import RecoveryKey
+from sovstore.kms import registry
+from sovstore.kms.base import Access
+from sovstore.objects import ObjectReader, ObjectWriter
+
+_log = logging.getLogger("sovstore")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object or folder as a user sees it.
+
+    Parameters
+    ----------
+    path : str
+        Plaintext path; of a foreign name, the name at the host with its special characters escaped.
+    name : str
+        Name at the host.
+    size : int or None
+        Plaintext bytes, computed from what the host lists; 0 for a folder, None for a foreign object.
+    wire_size : int
+        Bytes at the host.
+    folder, foreign : bool
+        Foreign: sovstore did not write it, so it is shown and never opened.
+    etag : str or None
+        The host's mark of this version of the object.
+    modified, created : datetime or None
+        As the host says, in UTC.
+    """
+
+    path: str
+    name: str
+    size: int | None
+    wire_size: int
+    folder: bool
+    foreign: bool
+    etag: str | None
+    modified: datetime | None
+    created: datetime | None
+
+
+@dataclass(frozen=True)
+class _Keys:
+    keyset: Keyset
+    names: Names
+
+
+@dataclass
+class _PerLoop:
+    """What belongs to one event loop: connections, and a lock that keeps two tasks from asking the KMS at once."""
+
+    backend: Backend
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    swept: bool = False
+
+
+class Store:
+    """One store. Usable from several threads and event loops, and after a fork.
+
+    Parameters
+    ----------
+    config : StoreConfig
+        Where it lies and which KEK opens it.
+    access : Access
+        How a passphrase is had.
+    recovery_key : RecoveryKey, optional
+        Open with it instead of the KEK; the store is then read-only.
+    """
+
+    def __init__(self, config: StoreConfig, access: Access, recovery_key: RecoveryKey | None = None) -> None:
+        self.config = config
+        self._access = access
+        self._recovery_key = recovery_key
+        self._keys: _Keys | None = None
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _PerLoop] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        """Return the name and where it lies."""
+        return f"<store {self.config.name!r} at {self.config.provider} {self.config.root!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: it holds keys. Pickle the filesystem, which opens it again."""
+        raise TypeError("an open store cannot be pickled; it holds keys")
+
+    # Opening
+
+    def _per_loop(self) -> _PerLoop:
+        if self._pid != os.getpid():
+            # Connections and locks of the parent are not ours; its keys are the same.
+            self._loops, self._pid = weakref.WeakKeyDictionary(), os.getpid()
+        loop = asyncio.get_running_loop()
+        state = self._loops.get(loop)
+        if state is None:
+            c = self.config
+            state = self._loops[loop] = _PerLoop(open_backend(c.provider, c.root, c.options, c.protocol, loop))
+        return state
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of the running event loop."""
+        return self._per_loop().backend
+
+    async def keyset(self, *, reload: bool = False) -> Keyset:
+        """Return the keyset, opened once. One call to the KMS.
+
+        Parameters
+        ----------
+        reload : bool
+            Read it again from the host.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError, IntegrityError, KMSError, ConfigError
+            As `sovstore.keysets.unlock` and `fetch`.
+        """
+        return (await self._opened(reload=reload)).keyset
+
+    async def _opened(self, *, reload: bool = False) -> _Keys:
+        known = self._keys
+        if known is not None and not reload:
+            return known
+        async with self._per_loop().lock:
+            if self._keys is known or self._keys is None:
+                raw = await keysets.fetch(self.backend, self.config)
+                keyset = await asyncio.to_thread(self._unlock, raw)
+                self._keys = _Keys(keyset, keyset.names())
+            return self._keys
+
+    def _unlock(self, raw: bytes) -> Keyset:
+        if self._recovery_key is not None:
+            keyset = keysets.unlock_with_recovery(raw, self.config, self._recovery_key)
+        else:
+            keyset = keysets.unlock(raw, self.config, self._access)
+        keysets.check_seen(keyset, self.config)
+        return keyset
+
+    async def close(self) -> None:
+        """Forget the keys and close the connections of this loop."""
+        self._keys = None
+        state = self._loops.pop(asyncio.get_running_loop(), None)
+        if state is not None:
+            await state.backend.close()
+
+    async def name(self, path: str) -> str:
+        """Return the name at the host of a path; '' is the root.
+
+        Raises
+        ------
+        PathError
+            When the format does not allow the path.
+        """
+        return (await self._opened()).names.encode(path)
+
+    async def _dek(self, path: str, header: bytes) -> bytes:
+        """Return the DEK of an object, after reloading the keyset once when its epoch is unknown."""
+        key_id = header_key_id(header, what=path)
+        keyset = await self.keyset()
+        epoch = keyset.epoch(key_id)
+        if epoch is None:
+            keyset = await self.keyset(reload=True)
+            epoch = keyset.epoch(key_id)
+        if epoch is None or epoch.key is None:
+            state = "unknown to this store" if epoch is None else "destroyed"
+            hint = "it belongs to another store, or was altered" if epoch is None else "its key was destroyed on purpose"
+            raise IntegrityError(f"{path}: sealed under an epoch that is {state}", path=path, hint=hint)
+        return open_header(epoch.key.reveal(), keyset.store_id, path, header, what=path)
+
+    # Reading
+
+    async def reader(self, path: str, *, whole: bool = False) -> ObjectReader:
+        """Return the reader of an object; its header and its length are authentic.
+
+        Parameters
+        ----------
+        whole : bool
+            The object will be read whole; saves a request when it is small.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError, FormatError, IntegrityError
+            When it is not there, or not authentic.
+        """
+        name = await self.name(path)
+        if not name:
+            raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
+        try:
+            return await ObjectReader.open(self.backend, name, path, self._dek, whole=whole)
+        except ObjectNotFoundError as exc:
+            raise await self._missing(path, exc) from exc
+
+    async def _missing(self, path: str, cause: ObjectNotFoundError) -> StoreError | FormatError:
+        """Return the error for a path that is not there: maybe it is a folder, or a foreign name from a listing."""
+        try:
+            if (await self.stat(path)).folder:
+                return IsFolderError(f"{path}: is a folder", path=path)
+        except ObjectNotFoundError:
+            pass
+        parent, _, last = path.rpartition("/")
+        async for entry in self.list(parent):
+            if entry.foreign and entry.path == path:
+                return FormatError(f"{path}: not an object of this store: its name {last!r} does not decrypt", path=path)
+        del cause
+        return ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path)
+
+    async def stat(self, path: str) -> Entry:
+        """Return what is known of an object or folder without opening it: one request.
+
+        Raises
+        ------
+        ObjectNotFoundError
+            When there is neither.
+        """
+        name = await self.name(path)
+        if not name:
+            return self._entry(path, Stat("", 0, folder=True))
+        try:
+            return self._entry(path, await self.backend.stat(name))
+        except ObjectNotFoundError as exc:
+            raise ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path) from exc
+
+    def _entry(self, path: str, stat: Stat, *, foreign: bool = False) -> Entry:
+        size: int | None = None
+        if stat.folder:
+            size = 0
+        elif not foreign:
+            try:
+                size = body.plain_size(stat.size)
+            except FormatError:
+                foreign = True
+        return Entry(
+            path, stat.name, size, stat.size, stat.folder, foreign, stat.etag, stat.modified, stat.created
+        )
+
+    async def list(self, path: str, *, recursive: bool = False) -> AsyncIterator[Entry]:
+        """Yield what is in a folder, or below it; nothing when there is no such folder.
+
+        A name that does not decrypt is yielded as foreign and logged, never skipped.
+        """
+        opened = await self._opened()
+        folder = opened.names.encode(path)
+        decoder = _Decoder(opened.names, folder, path)
+        async for stat in self.backend.list(folder, recursive=recursive):
+            # The keyset and unfinished writes are not objects; in any case, since some file systems fold it.
+            if stat.name.split("/", 1)[0].lower() == RESERVED:
+                continue
+            plain, foreign = decoder.decode(stat.name)
+            yield self._entry(plain, stat, foreign=foreign)
+
+    # Writing
+
+    async def writer(self, path: str, *, create: bool = False) -> ObjectWriter:
+        """Return a write to `path` under a fresh DEK; nothing is visible before its `commit`.
+
+        Parameters
+        ----------
+        create : bool
+            Fail when there is an object already.
+
+        Raises
+        ------
+        ObjectExistsError, IsFolderError, NotFolderError
+            When something stands in the way.
+        KeyDeniedError
+            When the store was opened with a recovery key.
+        """
+        name = await self._writable_name(path)
+        if create and await self._exists(name):
+            raise ObjectExistsError(f"{path}: exists already", path=path)
+        dek = os.urandom(KEY)
+        header = await self._header(path, dek)
+        state = self._per_loop()
+        if not state.swept:
+            state.swept = True
+            if swept := await state.backend.sweep():
+                _log.info("%s: %d unfinished writes of killed processes were removed", self.config.name, swept)
+        return ObjectWriter(await state.backend.upload(name, create=create), header, dek, path)
+
+    async def _header(self, path: str, dek: bytes) -> bytes:
+        keyset = await self.keyset()
+        primary = keyset.primary
+        assert primary.key is not None  # noqa: S101  # `parse` accepts no primary without a key
+        return seal_header(primary.key.reveal(), keyset.store_id, primary.id, path, dek)
+
+    async def _writable_name(self, path: str) -> str:
+        name = await self.name(path)
+        if self._recovery_key is not None:
+            hint = "read what you need and write it to a store that a KEK opens"
+            raise KeyDeniedError(f"store {self.config.name!r}: is read-only under a recovery key", path=path, hint=hint)
+        if not name:
+            raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
+        return name
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self.backend.stat(name)
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    async def put(self, path: str, value: bytes | bytearray | memoryview, *, create: bool = False) -> None:
+        """Seal bytes as the object at `path`."""
+        writer = await self.writer(path, create=create)
+        try:
+            await writer.write(value)
+            await writer.commit()
+        except BaseException:
+            await writer.abort()
+            raise
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copy an object inside the store: a new header, the body as it is.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError, IntegrityError
+            When the source is not there or not authentic.
+        """
+        target_name = await self._writable_name(target)
+        reader = await self.reader(source)
+        await self._copy(reader, target, target_name)
+
+    async def _copy(self, reader: ObjectReader, target: str, target_name: str) -> None:
+        header = await self._header(target, await self._dek(reader.path, reader.header))
+        await self.backend.copy(reader.stat.name, target_name, head=header, etag=reader.stat.etag)
+
+    async def move(self, source: str, target: str) -> None:
+        """Rename an object: a new header at the new name, checked, before the old name is deleted."""
+        target_name = await self._writable_name(target)
+        reader = await self.reader(source)
+        if source == target:
+            return
+        await self._copy(reader, target, target_name)
+        await self.reader(target)
+        now = await self.backend.stat(reader.stat.name)
+        if now.etag != reader.stat.etag:
+            hint = "both are kept: the copy at the new path, and what was written to the old one meanwhile"
+            raise StoreError(f"{source}: changed while it was renamed", path=source, hint=hint)
+        await self.backend.delete([reader.stat.name])
+
+    async def delete(self, entries: Iterable[Entry]) -> None:
+        """Delete objects, then folders, deepest first."""
+        await self._writable_name("-")
+        chosen = list(entries)
+        await self.backend.delete([e.name for e in chosen if not e.folder])
+        folders = sorted((e.name for e in chosen if e.folder), key=lambda name: -name.count("/"))
+        for name in folders:
+            await self.backend.delete([f"{name}/"])
+
+    async def make_folder(self, path: str) -> None:
+        """Make a folder where the host has real ones."""
+        await self.backend.make_folder(await self._writable_name(path))
+
+
+class _Decoder:
+    """Decodes the names of one listing; each folder's name once."""
+
+    def __init__(self, names: Names, folder: str, path: str) -> None:
+        self._names = names
+        self._folders: dict[str, tuple[str, bool]] = {"": ("", False), folder: (path, False)}
+
+    def decode(self, name: str) -> tuple[str, bool]:
+        """Return the path of a name, and whether it is foreign."""
+        parent_name, _, segment = name.rpartition("/")
+        parent = self._folders.get(parent_name)
+        if parent is None:
+            parent = self._folders[parent_name] = self.decode(parent_name)
+        path, foreign = parent
+        prefix = f"{path}/" if path else ""
+        if not foreign:
+            try:
+                return prefix + self._names.decode_segment(path, segment), False
+            except IntegrityError:
+                _log.warning("%r: a name at the host that this store did not make", name)
+        # Escaped, so that a hostile name can be neither '..' nor a path of its own.
+        return prefix + (quote(segment, safe="") if segment.strip(".") else "%2E" * len(segment)), True
+
+
+async def create(config: StoreConfig, access: Access, record: Callable[[Mapping[str, str]], None]) -> Keyset:
+    """Make a new store: its KEK where the driver can make one, its keyset, and the backup copy.
+
+    Parameters
+    ----------
+    config : StoreConfig
+        Without a ``store_id``.
+    access : Access
+        How a passphrase is had.
+    record : callable
+        Called with the settings to write into the configuration, before anything is written to the host: a keyset that no
+        configuration knows would be worse than a configuration without its keyset.
+
+    Raises
+    ------
+    ObjectExistsError
+        When there is a keyset at the host already.
+    """
+    backend = open_backend(config.provider, config.root, config.options, config.protocol, asyncio.get_running_loop())
+    try:
+        await backend.stat(keysets.LOCATION)
+    except ObjectNotFoundError:
+        pass
+    else:
+        hint = "for a store that was made elsewhere, copy its 'store_id' and 'auth_fingerprint' into this configuration"
+        raise ObjectExistsError(f"store {config.name!r}: there is a store at {config.root!r} already", path=config.root, hint=hint)
+    exists = await asyncio.to_thread(registry.key_exists, config.kek)
+    kek = await asyncio.to_thread(registry.open_key if exists else registry.create_key, config.kek, access)
+    known = bytes.fromhex(config.store_id) if config.store_id else None
+    keyset = Keyset.create(now=int(time.time()), names_mode=config.names, store_id=known)
+    keysets.recipients(config)
+    made = {"store_id": keyset.store_id.hex(), "auth_fingerprint": keyset.auth_fingerprint}
+    record(made)
+    await keysets.publish(backend, replace(config, **made), keyset, [kek], replaces=None)
+    await backend.close()
+    return keyset
