@@ -1,0 +1,91 @@
+# The first command in a fresh clone is `make test`: it installs what is missing, then checks everything.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Python 3.11 is what CI uses and what constraints.txt was resolved for; a newer one will do.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
+# Every worker starts the servers its tests use (a second, 0.3 GB): not one per core of a large machine.
+WORKERS ?= auto --maxprocesses 4
+# A server named here that is missing fails its tests instead of skipping them.
+SOVSTORE_TEST_REQUIRE ?= s3,azurite,keyring
+
+VENV := .venv
+BIN := $(VENV)/bin
+AZURITE := tests/servers/azurite
+EXTRAS_DEV := all,dev
+EXTRAS_DEMO := parquet
+TYPED := src tests/conftest.py tests/servers $(wildcard tools)
+
+# $(call step,what,commands joined by &&): one line per step; its output is shown only when it fails.
+define step
+@echo "- $(1)"; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+if ! { $(2); } >"$$log" 2>&1; then cat "$$log" >&2; echo "make: failed: $(1)" >&2; exit 1; fi
+endef
+
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The build backend is installed apart, so it is pinned apart.
+PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --editable
+
+.PHONY: help test check lint pytest unit demo venv servers format clean
+
+help: ## Print this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+test: $(BIN)/python ## Install what is missing, then run `make check`: the first command in a fresh clone
+	@$(MAKE) -j2 venv servers
+	@$(MAKE) check
+
+check: lint pytest ## Lint and run all tests: exactly what CI runs
+
+lint: venv ## Run ruff, mypy and the import contracts
+	$(call step,ruff check,$(BIN)/ruff check --output-format concise)
+	$(call step,ruff format,$(BIN)/ruff format --check --diff)
+	$(call step,mypy,$(BIN)/mypy $(TYPED))
+	$(call step,import contracts,$(BIN)/lint-imports)
+
+pytest: venv
+	@echo "- all tests, servers required: $(or $(SOVSTORE_TEST_REQUIRE),none)"
+	@SOVSTORE_TEST_REQUIRE='$(SOVSTORE_TEST_REQUIRE)' $(BIN)/pytest -q -n $(WORKERS) $(ARGS)
+
+unit: venv ## Run the tests that need no server; ARGS="..." goes to pytest
+	@$(BIN)/pytest -q -n $(WORKERS) -m 'not server' $(ARGS)
+
+# With the development set-up there is nothing more to install; without it the runtime is enough.
+demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (needs no server)
+	@$(BIN)/sovstore demo $(ARGS)
+
+venv: $(VENV)/.dev ## Make .venv with the package, every extra and the development tools
+	@:
+
+servers: $(AZURITE)/node_modules/.installed ## Install the real servers of the tests (Debian packages, npm)
+	@tests/servers/install debian
+
+format: venv ## Format the code and apply the safe fixes of the linter
+	$(call step,ruff format,$(BIN)/ruff format)
+	$(call step,ruff check --fix,$(BIN)/ruff check --fix)
+
+clean: ## Remove .venv, Azurite, caches and build output; Debian packages stay
+	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules build dist .*_cache .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then echo "make: no Python >= 3.11 found; say which: make PYTHON=..." >&2; exit 1; fi
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tests/servers/install python
+	$(call step,$(VENV) by $(PYTHON),$(PYTHON) -m venv $(VENV) && $(PIP_INSTALL) pip)
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call step,Python packages,$(PIP_INSTALL_EDITABLE) '.[$(EXTRAS_DEV)]')
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(call step,Python packages of the demo,$(PIP_INSTALL_EDITABLE) '.[$(EXTRAS_DEMO)]')
+	@touch $@
+
+$(AZURITE)/node_modules/.installed: $(AZURITE)/package.json $(AZURITE)/package-lock.json
+	@command -v npm >/dev/null || { echo "make: npm not found; Azurite needs Node.js and npm" >&2; exit 1; }
+	$(call step,Azurite from npm,npm --prefix $(AZURITE) ci --loglevel=error)
+	@touch $@

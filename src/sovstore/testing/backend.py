@@ -1,0 +1,316 @@
+"""What every driver of hosts must pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+
+from sovstore.backends.base import Backend, Stat
+from sovstore.errors import IsFolderError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError, StoreError
+from sovstore.testing.suite import Suite
+
+T = TypeVar("T")
+Use = Callable[[Backend], Awaitable[T]]
+
+
+async def put(backend: Backend, name: str, data: bytes, **conditions: Any) -> None:
+    """Write an object in two pieces."""
+    upload = await backend.upload(name, **conditions)
+    try:
+        await upload.write(data[: len(data) // 2])
+        await upload.write(memoryview(data)[len(data) // 2 :])
+        await upload.commit()
+    except BaseException:
+        await upload.abort()
+        raise
+
+
+async def everything(backend: Backend, name: str) -> bytes:
+    """Return an object's bytes."""
+    return await backend.read(name, 0, (await backend.stat(name)).size)
+
+
+async def collect(listing: AsyncIterator[Stat]) -> dict[str, Stat]:
+    """Return a listing by name."""
+    return {entry.name: entry async for entry in listing}
+
+
+class BackendTests(Suite):
+    """Subclass it and give one fixture: `open_backend`, a function that opens an empty root in the running event loop."""
+
+    @pytest.fixture
+    def open_backend(self) -> Callable[[], Backend]:
+        """A function that returns a backend of the running loop; each call the same root."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def run(self, open_backend: Callable[[], Backend]) -> Callable[[Use[T]], T]:
+        """A function that gives a coroutine a backend and runs it in a loop of its own."""
+
+        def runner(use: Use[T]) -> T:
+            async def body() -> T:
+                backend = open_backend()
+                try:
+                    return await use(backend)
+                finally:
+                    await backend.close()
+
+            return asyncio.run(body())
+
+        return runner
+
+    @pytest.mark.parametrize("size", [0, 1, 2, 16384, 2**20 + 1])
+    def test_round_trip(self, run: Callable[..., Any], size: int) -> None:
+        data = bytes(i * 7 % 256 for i in range(size))
+
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", data)
+            assert await backend.read("a", 0, size + 10) == data
+            assert (await backend.stat("a")).size == size
+
+        run(use)
+
+    @pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 3), (0, 10), (9, 10), (9, 99), (10, 20), (50, 60), (3, 3)])
+    def test_ranges(self, run: Callable[..., Any], start: int, end: int) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"0123456789")
+            assert await backend.read("a", start, end) == b"0123456789"[start:end]
+
+        run(use)
+
+    def test_stat(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "x/a", b"12345")
+            found = await backend.stat("x/a")
+            assert (found.name, found.size, found.folder) == ("x/a", 5, False)
+            assert found.etag
+            assert found.modified is None or abs(found.modified - datetime.now(UTC)) < timedelta(minutes=10)
+            assert (await backend.stat("x")).folder
+
+        run(use)
+
+    def test_the_etag_follows_the_object(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"one")
+            first = (await backend.stat("a")).etag
+            assert (await backend.stat("a")).etag == first
+            await put(backend, "a", b"two")
+            assert (await backend.stat("a")).etag != first
+
+        run(use)
+
+    def test_what_is_not_there(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "file", b"1")
+            for name in ("no", "no/such", "file/below"):
+                with pytest.raises(ObjectNotFoundError):
+                    await backend.stat(name)
+                with pytest.raises(ObjectNotFoundError):
+                    await backend.read(name, 0, 1)
+                assert await collect(backend.list(name)) == {}
+                await backend.delete([name])
+            with pytest.raises(ObjectNotFoundError):
+                await backend.copy("no", "target", head=b"")
+
+        run(use)
+
+    def test_overwriting_replaces_at_once(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"old" * 10)
+            upload = await backend.upload("a")
+            await upload.write(b"new")
+            assert await everything(backend, "a") == b"old" * 10
+            await upload.commit()
+            assert await everything(backend, "a") == b"new"
+
+        run(use)
+
+    def test_an_aborted_write_leaves_nothing(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            upload = await backend.upload("new")
+            await upload.write(b"x" * 100)
+            await upload.abort()
+            await upload.abort()
+            with pytest.raises(ObjectNotFoundError):
+                await backend.stat("new")
+            found = await collect(backend.list("", recursive=True))
+            assert not [entry for entry in found.values() if not entry.folder]
+
+        run(use)
+
+    def test_an_unfinished_write_is_not_visible(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            upload = await backend.upload("a/b")
+            await upload.write(b"x" * 100)
+            visible = [name for name in await collect(backend.list("", recursive=True)) if not name.startswith(".sovstore")]
+            assert visible == []
+            await upload.abort()
+
+        run(use)
+
+    def test_create(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"first", create=True)
+            with pytest.raises(ObjectExistsError):
+                await put(backend, "a", b"second", create=True)
+            assert await everything(backend, "a") == b"first"
+
+        run(use)
+
+    def test_replace(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"first")
+            etag = (await backend.stat("a")).etag
+            await put(backend, "a", b"second", if_match=etag)
+            with pytest.raises(ObjectChangedError):
+                await put(backend, "a", b"third", if_match=etag)
+            assert await everything(backend, "a") == b"second"
+
+        run(use)
+
+    def test_replace_needs_the_object(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            with pytest.raises((ObjectNotFoundError, ObjectChangedError)):
+                await put(backend, "a", b"x", if_match="0-0-0")
+
+        run(use)
+
+    def test_two_writers_race_to_create(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            if "create" not in backend.conditions:
+                pytest.skip("this driver does not say that its host decides such a race")
+            results = await asyncio.gather(
+                *(put(backend, "a", bytes([n]) * 10, create=True) for n in range(8)), return_exceptions=True
+            )
+            assert results.count(None) == 1
+            assert all(r is None or isinstance(r, ObjectExistsError) for r in results)
+
+        run(use)
+
+    def test_two_writers_race_to_replace(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            if "replace" not in backend.conditions:
+                pytest.skip("this driver does not say that its host decides such a race")
+            await put(backend, "a", b"old")
+            etag = (await backend.stat("a")).etag
+            results = await asyncio.gather(
+                *(put(backend, "a", bytes([n]) * 10, if_match=etag) for n in range(8)), return_exceptions=True
+            )
+            assert results.count(None) == 1
+            assert all(r is None or isinstance(r, ObjectChangedError) for r in results)
+
+        run(use)
+
+    def test_list_one_level(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            for name in ("a", "b/c", "b/d/e", "bb"):
+                await put(backend, name, name.encode())
+            root = await collect(backend.list(""))
+            shown = {n: e.folder for n, e in root.items() if n != ".sovstore"}
+            assert shown == {"a": False, "b": True, "bb": False}
+            assert {n: e.folder for n, e in (await collect(backend.list("b"))).items()} == {"b/c": False, "b/d": True}
+            assert (await collect(backend.list("b")))["b/c"].size == 3
+
+        run(use)
+
+    def test_list_below(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            for name in ("a", "b/c", "b/d/e", "bb"):
+                await put(backend, name, name.encode())
+            found = await collect(backend.list("", recursive=True))
+            objects = {n: e.size for n, e in found.items() if not e.folder}
+            assert objects == {"a": 1, "b/c": 3, "b/d/e": 5, "bb": 2}
+            below = {n for n, e in (await collect(backend.list("b", recursive=True))).items() if not e.folder}
+            assert below == {"b/c", "b/d/e"}
+
+        run(use)
+
+    def test_delete(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            for name in ("a", "b/c", "b/d"):
+                await put(backend, name, b"x")
+            await backend.delete(["a", "b/c", "never-there"])
+            found = await collect(backend.list("", recursive=True))
+            assert [n for n, e in found.items() if not e.folder] == ["b/d"]
+
+        run(use)
+
+    def test_real_folders(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await backend.make_folder("x/y")
+            if not backend.real_folders:
+                assert await collect(backend.list("", recursive=True)) == {}
+                return
+            assert (await backend.stat("x/y")).folder
+            await put(backend, "x/f", b"1")
+            with pytest.raises(StoreError):
+                await backend.delete(["x/"])
+            with pytest.raises(IsFolderError):
+                await put(backend, "x/y", b"1")
+            with pytest.raises(StoreError):
+                await put(backend, "x/f/below", b"1")
+            await backend.delete(["x/y/", "x/f"])
+            await backend.delete(["x/"])
+            assert not [n for n in await collect(backend.list("")) if n != ".sovstore"]
+
+        run(use)
+
+    @pytest.mark.parametrize("size", [128, 129, 5000, 3 * 2**20])
+    def test_copy_replaces_the_head(self, run: Callable[..., Any], size: int) -> None:
+        data, head = bytes(i * 11 % 256 for i in range(size)), b"H" * 128
+
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", data)
+            etag = (await backend.stat("a")).etag
+            await backend.copy("a", "d/b", head=head, etag=etag)
+            assert await everything(backend, "d/b") == head + data[128:]
+            assert await everything(backend, "a") == data
+            await backend.copy("a", "a", head=head, etag=etag)
+            assert await everything(backend, "a") == head + data[128:]
+
+        run(use)
+
+    def test_copy_of_what_changed_is_refused(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"x" * 200)
+            etag = (await backend.stat("a")).etag
+            await put(backend, "a", b"y" * 200)
+            with pytest.raises(ObjectChangedError):
+                await backend.copy("a", "b", head=b"", etag=etag)
+            with pytest.raises(ObjectNotFoundError):
+                await backend.stat("b")
+
+        run(use)
+
+    def test_many_at_once(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            names = [f"d{n % 3}/{n}" for n in range(40)]
+            await asyncio.gather(*(put(backend, name, name.encode() * 50) for name in names))
+            found = await asyncio.gather(*(everything(backend, name) for name in names))
+            assert found == [name.encode() * 50 for name in names]
+
+        run(use)
+
+    def test_sweep_leaves_live_writes_alone(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            upload = await backend.upload("a")
+            await upload.write(b"alive")
+            await backend.sweep()
+            await upload.commit()
+            assert await everything(backend, "a") == b"alive"
+
+        run(use)
+
+    def test_more_than_one_loop(self, run: Callable[..., Any]) -> None:
+        async def write(backend: Backend) -> None:
+            await put(backend, "a", b"1")
+
+        async def read(backend: Backend) -> bytes:
+            return await everything(backend, "a")
+
+        run(write)
+        assert run(read) == b"1"

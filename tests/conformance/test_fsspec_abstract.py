@@ -1,0 +1,69 @@
+"""fsspec's own conformance suite, unmodified, by subclassing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec.tests.abstract as abstract
+import pytest
+
+from tests.stores import make_store, open_fs
+
+#: Tests of the suite per filesystem in fsspec 2026.9: a smaller number would mean that some are not collected.
+EXPECTED = 137
+SUITES = (
+    abstract.AbstractCopyTests,
+    abstract.AbstractGetTests,
+    abstract.AbstractPutTests,
+    abstract.AbstractPipeTests,
+    abstract.AbstractOpenTests,
+)
+
+
+class _Fixtures(abstract.AbstractFixtures):
+    provider = "memory"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fs(cls, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        folder = tmp_path_factory.mktemp("abstract")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(folder))
+            # Opened here, with its keys: the memory filesystem is emptied between tests, the keyset with it.
+            fs = open_fs(make_store(folder, provider=cls.provider))
+            fs.ls("")
+        return fs
+
+    @pytest.fixture
+    def fs_path(self) -> str:
+        return "inside"
+
+    @pytest.fixture
+    def fs_join(self) -> Any:
+        return lambda *parts: "/".join(parts)
+
+
+class MemoryFixtures(_Fixtures):
+    provider = "memory"
+
+
+class LocalFixtures(_Fixtures):
+    provider = "local"
+
+
+for _fixtures in (MemoryFixtures, LocalFixtures):
+    for _suite in SUITES:
+        _name = f"Test{_fixtures.__name__.removesuffix('Fixtures')}{_suite.__name__.removeprefix('Abstract')}"
+        globals()[_name] = type(_name, (_suite, _fixtures), {"__module__": __name__})
+
+
+def test_the_whole_suite_was_collected(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("keyword") or request.config.getoption("markexpr") or "::" in str(request.config.args):
+        pytest.skip("a selection of the tests was asked for")
+    here = Path(__file__).name
+    for kind in ("Memory", "Local"):
+        found = [i for i in request.session.items if here in i.nodeid and f"::Test{kind}" in i.nodeid]
+        assert len(found) == EXPECTED, kind
+    assert os.path.basename(__file__) == here

@@ -1,0 +1,138 @@
+"""Fixtures for every test: isolation from the developer's machine, the real servers, the OMOP sample."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import azurite, ceph, require
+from tests.servers import secret_service as secret_service_module
+
+_ROOT = Path(__file__).parent.parent
+_OMOP_DEFAULT = _ROOT.parent / "shared" / "data" / "omop-synthea27nj"
+
+#: fixture -> name of the server it starts, as in `SOVSTORE_TEST_REQUIRE` and the marker `server`
+_SERVER_FIXTURES = {
+    "s3_server": "s3",
+    "azurite_server": "azurite",
+    "secret_service": "keyring",
+    "os_keyring": "keyring",
+}
+
+_REQUIRED = pytest.StashKey[frozenset[str]]()
+
+#: Variables that could lead a client under test to the developer's accounts, keys or settings.
+_FOREIGN_PREFIXES = ("SOVSTORE_", "XDG_", "AWS_", "AZURE_", "VAULT_", "BAO_", "FSSPEC_", "KEYRING_PROPERTY_")
+_FOREIGN_NAMES = ("DBUS_SESSION_BUS_ADDRESS", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read which servers must be there, before a test changes the environment."""
+    config.stash[_REQUIRED] = require.parse_required(os.environ.get("SOVSTORE_TEST_REQUIRE", ""))
+
+
+# First, so that `-m "not server"` sees the marks.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a server."""
+    for item in items:
+        for fixture in _SERVER_FIXTURES.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server(_SERVER_FIXTURES[fixture]))
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give the test an empty home and no variable, keyring or cached filesystem of anybody else."""
+    _clear_environment(monkeypatch)
+    home = tmp_path_factory.mktemp("home")
+    for variable, folder in {
+        "HOME": home,
+        "XDG_CONFIG_HOME": home / ".config",
+        "XDG_CACHE_HOME": home / ".cache",
+        "XDG_DATA_HOME": home / ".local/share",
+        "XDG_STATE_HOME": home / ".local/state",
+        "XDG_RUNTIME_DIR": home / "run",
+    }.items():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        monkeypatch.setenv(variable, str(folder))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
+    _forget_keyring(monkeypatch)
+    _clear_filesystems()
+    yield
+    _clear_filesystems()
+
+
+@pytest.fixture(scope="session")
+def s3_server(pytestconfig: pytest.Config) -> Iterator[ceph.CephServer]:
+    """A real S3 endpoint (Ceph RGW), shared by the tests of a worker: each makes a bucket of its own."""
+    require.skip_or_fail("s3", ceph.missing(), pytestconfig.stash[_REQUIRED])
+    with ceph.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite_server(pytestconfig: pytest.Config) -> Iterator[azurite.AzuriteServer]:
+    """A real Azure Blob endpoint (Azurite), shared by the tests of a worker: each makes its own container."""
+    require.skip_or_fail("azurite", azurite.missing(), pytestconfig.stash[_REQUIRED])
+    with azurite.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def secret_service(pytestconfig: pytest.Config) -> Iterator[secret_service_module.SecretService]:
+    """A real Secret Service; only a process given its `environment` uses it."""
+    require.skip_or_fail("keyring", secret_service_module.missing(), pytestconfig.stash[_REQUIRED])
+    with secret_service_module.start() as service:
+        yield service
+
+
+@pytest.fixture
+def os_keyring(secret_service: secret_service_module.SecretService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the real Secret Service the keyring of this test's process and of its children."""
+    for name, value in secret_service.environment.items():
+        monkeypatch.setenv(name, value)
+    _forget_keyring(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def omop_dir() -> Path:
+    """The directory of the OMOP sample database, one Parquet file per table."""
+    directory = Path(os.environ.get("SOVSTORE_TEST_OMOP", _OMOP_DEFAULT))
+    if not (directory / "person.parquet").is_file():
+        pytest.skip("no OMOP sample: set SOVSTORE_TEST_OMOP to a directory with one Parquet file per table")
+    return directory.resolve()
+
+
+def _clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        # SOVSTORE_TEST_* is how the tests themselves are configured; the library does not read it.
+        foreign = name.upper().startswith(_FOREIGN_PREFIXES) or name.upper() in _FOREIGN_NAMES
+        if foreign and not name.startswith("SOVSTORE_TEST_"):
+            monkeypatch.delenv(name)
+
+
+def _forget_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `keyring` choose its backend again, by the environment of this test."""
+    if "keyring.core" in sys.modules:
+        monkeypatch.setattr("keyring.core._keyring_backend", None)
+
+
+def _clear_filesystems() -> None:
+    """Empty fsspec's instance caches, and the store that all memory filesystems of a process share."""
+    if "fsspec.spec" not in sys.modules:
+        return
+    from fsspec.implementations.memory import MemoryFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    pending = [AbstractFileSystem]
+    while pending:
+        filesystem_class = pending.pop()
+        filesystem_class.clear_instance_cache()
+        pending += filesystem_class.__subclasses__()
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]

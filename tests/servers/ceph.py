@@ -1,0 +1,194 @@
+"""Ceph RGW, the S3 server of the tests: one monitor, one OSD that keeps its data in memory, one gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
+from tests.servers.process import ProcessGroup, process_group
+from tests.servers.require import missing_parts
+
+_COMMANDS = ("monmaptool", "ceph-mon", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
+
+# A full store makes every write hang without an error, and deleted data is freed with a delay: leave room.
+_STORE_BYTES = 6 << 30
+
+_QUIET = ("ms", "mon", "paxos", "osd", "memstore", "objecter", "rgw", "auth", "civetweb")
+
+
+@dataclass(frozen=True, slots=True)
+class CephServer:
+    """A running S3 endpoint and the keys of its one user."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+
+    @property
+    def config_kwargs(self) -> dict[str, Any]:
+        """The botocore settings this server needs."""
+        return {
+            # Ceph 16 returns no checksum, and refuses the trailer that "when_supported" sends over TLS.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "s3": {"addressing_style": "path", "payload_signing_enabled": False},
+        }
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """The arguments of `s3fs.S3FileSystem`."""
+        return {
+            "key": self.access_key,
+            "secret": self.secret_key,
+            "endpoint_url": self.endpoint_url,
+            # No region_name: s3fs would send it as a location constraint, which the gateway refuses.
+            "client_kwargs": {},
+            "config_kwargs": self.config_kwargs,
+        }
+
+    def create_bucket(self, name: str) -> str:
+        """Create a bucket and return its name."""
+        import botocore.session
+        from botocore.config import Config
+
+        client = botocore.session.Session().create_client(
+            "s3",
+            # Needed to sign; unlike s3fs, botocore does not make it a location constraint.
+            region_name="us-east-1",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(**self.config_kwargs),
+        )
+        with contextlib.closing(client):
+            client.create_bucket(Bucket=name)
+        return name
+
+
+def missing() -> list[str]:
+    """Return what is not installed of all that this server and its client need."""
+    return missing_parts(commands=_COMMANDS, modules=["s3fs"])
+
+
+@contextlib.contextmanager
+def start() -> Iterator[CephServer]:
+    """Run a one-node Ceph cluster with an S3 gateway on loopback."""
+    with process_group("ceph") as group:
+        monitor_port, gateway_port = free_ports(2)
+        cluster_id = str(uuid.uuid4())
+        config = group.directory / "ceph.conf"
+        config.write_text(_config(group.directory, cluster_id, monitor_port, gateway_port))
+        _start_monitor(group, config, cluster_id, monitor_port)
+        _start_osd(group, config)
+        user = _create_user(group, config)
+        _start_gateway(group, config, gateway_port)
+        yield CephServer(f"http://{LOOPBACK}:{gateway_port}", **user)
+
+
+def _start_monitor(group: ProcessGroup, config: Path, cluster_id: str, port: int) -> None:
+    monmap = str(group.directory / "monmap")
+    address = f"[v2:{LOOPBACK}:{port}]"
+    group.run(["monmaptool", "--create", "--addv", "a", address, "--fsid", cluster_id, monmap])
+    group.run(["ceph-mon", "-c", str(config), "-i", "a", "--mkfs", "--monmap", monmap])
+    group.start("mon", ["ceph-mon", "-c", str(config), "-i", "a", "-f"])
+    group.wait_until(lambda: accepts_connections(port), what="the monitor accepts connections")
+
+
+def _start_osd(group: ProcessGroup, config: Path) -> None:
+    osd_id = str(uuid.uuid4())
+    group.run(["ceph", "-c", str(config), "osd", "new", osd_id, "0"])
+    group.run(["ceph-osd", "-c", str(config), "-i", "0", "--mkfs", "--osd-uuid", osd_id])
+    group.start("osd", ["ceph-osd", "-c", str(config), "-i", "0", "-f"])
+
+
+def _create_user(group: ProcessGroup, config: Path) -> dict[str, str]:
+    # This also makes the gateway's pools, and so waits until the OSD serves.
+    keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
+    arguments = ["--uid=test", "--display-name=test"]
+    arguments += [f"--access-key={keys['access_key']}", f"--secret-key={keys['secret_key']}"]
+    group.run(["radosgw-admin", "-c", str(config), "-n", "client.rgw", "user", "create", *arguments])
+    return keys
+
+
+def _start_gateway(group: ProcessGroup, config: Path, port: int) -> None:
+    group.start("rgw", ["radosgw", "-c", str(config), "-n", "client.rgw", "-f"])
+    group.wait_until(lambda: accepts_connections(port), what="the gateway accepts connections")
+
+
+def _config(directory: Path, cluster_id: str, monitor_port: int, gateway_port: int) -> str:
+    """Return a ceph.conf for one node without disks, authentication between daemons or a manager."""
+    sections: dict[str, dict[str, object]] = {
+        "global": {
+            "fsid": cluster_id,
+            "mon initial members": "a",
+            "mon host": f"v2:{LOOPBACK}:{monitor_port}/0",
+            "public addr": LOOPBACK,
+            "cluster addr": LOOPBACK,
+            "public network": "127.0.0.0/8",
+            "ms bind ipv4": "true",
+            "ms bind msgr1": "false",
+            "auth cluster required": "none",
+            "auth service required": "none",
+            "auth client required": "none",
+            "run dir": directory,
+            "log file": directory / "logs" / "$name.log",
+            "admin socket": directory / "$name.asok",
+            # One copy of everything: there is one OSD.
+            "osd pool default size": 1,
+            "osd pool default min size": 1,
+            "osd pool default pg num": 8,
+            "osd pool default pgp num": 8,
+            "osd pool default pg autoscale mode": "off",
+            "osd crush chooseleaf type": 0,
+            "mon allow pool size one": "true",
+            "mon warn on pool no redundancy": "false",
+            "mon max pg per osd": 2000,
+            "mon data avail warn": 2,
+            "mon data avail crit": 1,
+            # A single monitor has nobody to wait for; with the defaults the start takes 14 s.
+            "paxos propose interval": 0.02,
+            "paxos min wait": 0.01,
+            "mon client hunt interval": 0.2,
+            **{f"debug {name}": "0/0" for name in _QUIET},
+        },
+        "mon": {"mon data": directory / "mon"},
+        "osd": {
+            "osd data": directory / "osd",
+            "osd objectstore": "memstore",
+            "memstore device bytes": _STORE_BYTES,
+        },
+        "client.rgw": {
+            # Without these two the gateway waits for ever for a key that no monitor would ask for.
+            "ms mon client mode": "crc secure",
+            "auth client required": "none",
+            "rgw data": directory / "rgw",
+            "rgw frontends": _frontends(gateway_port),
+            "rgw enable usage log": "false",
+            "rgw enable ops log": "false",
+            "rgw thread pool size": 64,
+            # Free deleted data at once, not after hours.
+            "rgw gc max objs": 8,
+            "rgw gc obj min wait": 1,
+            "rgw gc processor period": 5,
+            "rgw gc processor max time": 5,
+            "rgw gc max concurrent io": 50,
+        },
+    }
+    for folder in ("mon", "osd", "rgw"):
+        (directory / folder).mkdir()
+    return "".join(f"[{name}]\n{_lines(options)}\n" for name, options in sections.items())
+
+
+def _frontends(port: int) -> str:
+    """Return where the gateway listens: plain HTTP (TLS would be one more endpoint, with a certificate)."""
+    return f"beast endpoint={LOOPBACK}:{port} tcp_nodelay=1"
+
+
+def _lines(options: dict[str, object]) -> str:
+    return "".join(f"{name} = {value}\n" for name, value in options.items())
