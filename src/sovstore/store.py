@@ -125,7 +125,7 @@ class Store:
         state = self._loops.get(loop)
         if state is None:
             c = self.config
-            state = self._loops[loop] = _PerLoop(open_backend(c.provider, c.root, c.options, c.protocol, loop))
+            state = self._loops[loop] = _PerLoop(open_backend(c.provider, c.root, c.options, c.protocol))
         return state
 
     @property
@@ -426,7 +426,7 @@ async def create(config: StoreConfig, access: Access, record: Callable[[Mapping[
     ObjectExistsError
         When there is a keyset at the host already.
     """
-    backend = open_backend(config.provider, config.root, config.options, config.protocol, asyncio.get_running_loop())
+    backend = open_backend(config.provider, config.root, config.options, config.protocol)
     try:
         await backend.stat(keysets.LOCATION)
     except ObjectNotFoundError:

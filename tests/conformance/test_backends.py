@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sovstore.testing import BackendTests
 
 
 def _opener(provider: str, root: str, options: Any = None, protocol: str | None = None) -> Callable[[], Backend]:
-    return lambda: registry_open(provider, root, options or {}, protocol, asyncio.get_running_loop())
+    return lambda: registry_open(provider, root, options or {}, protocol)
 
 
 class TestLocal(BackendTests):

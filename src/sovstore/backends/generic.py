@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, get_loop
 
 from sovstore.backends.base import TEMPORARY, Backend, Stat, Upload
 from sovstore.errors import (
@@ -33,6 +35,7 @@ from sovstore.errors import (
 _OBJECT_STORES = frozenset({"s3", "s3a", "abfs", "az", "abfss", "gs", "gcs"})
 #: Bytes of one part of an upload and of one step of a copy.
 _PART = 8 * 2**20
+_THREADS = 16
 
 
 @contextmanager
@@ -69,18 +72,18 @@ class GenericBackend(Backend):
         Bucket and prefix, container and prefix, or folder.
     options : mapping
         Options of that filesystem.
-    loop : asyncio.AbstractEventLoop
-        The loop that this backend is used from.
     """
 
-    def __init__(self, protocol: str, root: str, options: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, protocol: str, root: str, options: Mapping[str, Any]) -> None:
+        # One loop of fsspec's own serves all instances and threads for the life of the process. Connections that belonged to
+        # the caller's loop would outlive it, and s3fs and adlfs cannot close them then.
+        self._loop = get_loop()
         cls = fsspec.get_filesystem_class(protocol)
         if issubclass(cls, AsyncFileSystem):
-            # Its coroutines are awaited on our loop, and its files are used from threads, which needs the sync mode
-            # on the same loop. Instances are never shared: a cached one may belong to a loop that is closed.
-            self._fs = cls(**options, asynchronous=False, loop=loop, use_listings_cache=False, skip_instance_cache=True)
+            self._fs = cls(**{"use_listings_cache": False, **options}, asynchronous=False, loop=self._loop)
         else:
             self._fs = cls(**options)
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-host")
         self._in_place = protocol in _OBJECT_STORES
         self.real_folders = not self._in_place
         self._root = self._fs._strip_protocol(root).rstrip("/")
@@ -92,16 +95,25 @@ class GenericBackend(Backend):
         """Call a method of the filesystem: its coroutine where it has one, else in a thread."""
         with _mapped(name):
             if self._fs.async_impl and hasattr(self._fs, f"_{method}"):
-                return await getattr(self._fs, f"_{method}")(*args, **kwargs)
+                call = getattr(self._fs, f"_{method}")(*args, **kwargs)
+                if asyncio.get_running_loop() is self._loop:
+                    return await call
+                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
             return await self._in_thread(getattr(self._fs, method), *args, **kwargs)
 
     async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
-        return await asyncio.to_thread(function, *args, **kwargs)
+        # Files of async filesystems wait in their thread for coroutines, and those may need a thread of their loop's own
+        # executor (to look up a host name): taking that one here could block it for ever.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
 
     async def stat(self, name: str) -> Stat:
         """Return what the filesystem says of an object or folder."""
         self._fs.invalidate_cache()
-        return self._stat(await self._call(name, "info", self._path(name)))
+        try:
+            return self._stat(await self._call(name, "info", self._path(name)))
+        except NotFolderError as exc:
+            raise ObjectNotFoundError(f"{name}: not found", path=name) from exc
 
     def _stat(self, info: Mapping[str, Any]) -> Stat:
         name = str(info["name"])
@@ -123,7 +135,15 @@ class GenericBackend(Backend):
         del etag
         if start >= end:
             return b""
-        return bytes(await self._call(name, "cat_file", self._path(name), start=start, end=end))
+        try:
+            return bytes(await self._call(name, "cat_file", self._path(name), start=start, end=end))
+        except NotFolderError as exc:
+            raise ObjectNotFoundError(f"{name}: not found", path=name) from exc
+        except StoreUnavailableError as exc:
+            # HTTP hosts refuse a range that starts at or beyond the end, also of an empty object.
+            if _http_status(exc) == 416:
+                return b""
+            raise
 
     async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
         """Return a write, in place or beside."""
@@ -144,6 +164,9 @@ class GenericBackend(Backend):
     async def publish(self, temporary: str, name: str) -> None:
         """Move a finished temporary object over its target."""
         target = self._path(name)
+        # Some filesystems would move the object into a folder of that name.
+        if await self._call(name, "isdir", target):
+            raise IsFolderError(f"{name}: is a folder", path=name)
         await self._call(name, "makedirs", target.rpartition("/")[0], exist_ok=True)
         with _mapped(name):
             await self._in_thread(self._fs.mv, temporary, target)
@@ -177,7 +200,7 @@ class GenericBackend(Backend):
 
         async def one(name: str) -> None:
             async with limit:
-                with suppress(ObjectNotFoundError):
+                with suppress(ObjectNotFoundError, NotFolderError):
                     if not name.endswith("/"):
                         await self._call(name, "rm_file", self._path(name))
                     elif self.real_folders:
@@ -210,6 +233,24 @@ class GenericBackend(Backend):
         """Make a folder and its parents where the filesystem has them."""
         if self.real_folders:
             await self._call(name, "makedirs", self._path(name), exist_ok=True)
+
+
+    async def close(self) -> None:
+        """Let the threads end. Connections are fsspec's, and are closed with its instance."""
+        self._executor.shutdown(wait=False)
+
+
+def _http_status(exc: BaseException) -> int | None:
+    """Return the HTTP status that an SDK put into one of the causes of an error."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        status = metadata.get("HTTPStatusCode") or getattr(cause, "status_code", None)
+        if isinstance(status, int):
+            return status
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _check_etag(name: str, expected: str | None, found: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +20,10 @@ class MemoryBackend(GenericBackend):
     ----------
     root : str
         A folder in the process's one memory filesystem.
-    loop : asyncio.AbstractEventLoop
-        The loop that this backend is used from.
     """
 
-    def __init__(self, root: str, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__("memory", root, {}, loop)
+    def __init__(self, root: str) -> None:
+        super().__init__("memory", root, {})
 
     async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
         with _LOCK:

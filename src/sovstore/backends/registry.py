@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,8 @@ _SERVICES = {"s3": ("s3", "s3fs", "s3"), "azure": ("abfs", "adlfs", "azure")}
 PROVIDERS = ("local", "memory", "fsspec", *_SERVICES)
 
 
-def open_backend(
-    provider: str, root: str, options: Mapping[str, Any], protocol: str | None, loop: asyncio.AbstractEventLoop
-) -> Backend:
-    """Return the backend of a store, for one event loop. Makes no request.
+def open_backend(provider: str, root: str, options: Mapping[str, Any], protocol: str | None) -> Backend:
+    """Return the backend of a store. Makes no request.
 
     Parameters
     ----------
@@ -29,8 +26,6 @@ def open_backend(
         Options of the filesystem under it.
     protocol : str or None
         fsspec protocol, for the provider ``fsspec``.
-    loop : asyncio.AbstractEventLoop
-        The loop that it is used from.
 
     Raises
     ------
@@ -48,10 +43,10 @@ def open_backend(
     if provider == "memory" or protocol == "memory":
         from sovstore.backends.memory import MemoryBackend
 
-        return MemoryBackend(root, loop)
+        return MemoryBackend(root)
     name, module, extra = _SERVICES.get(provider, (protocol or "", protocol or "", ""))
     try:
-        return GenericBackend(name, root, {**_defaults(provider), **options}, loop)
+        return GenericBackend(name, root, {**_defaults(provider), **options})
     except ImportError as exc:
         hint = f"pip install 'sovstore[{extra}]'" if extra else f"install the fsspec filesystem of {name!r}"
         raise MissingDependencyError(f"provider {provider!r}: {module} is not installed", path=provider, hint=hint) from exc
