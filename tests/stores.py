@@ -11,7 +11,7 @@ from sovstore import config, store
 from sovstore.filesystem import SovFileSystem
 
 #: Looked for in everything that is printed, logged, pickled or stored: it must be nowhere.
-PASSPHRASE = "canary-passphrase-4f1d"  # noqa: S105  # a canary, not a secret
+PASSPHRASE = "canary-passphrase-4f1d"  # a canary, not a secret
 
 
 def make_store(
@@ -37,14 +37,10 @@ def make_store(
     }
     config.write_settings(file, name, table)
     described = config.load(file).store(name)
-    asyncio.run(
-        store.create(described, config.access(described), lambda made: config.write_settings(file, name, made))
-    )
+    asyncio.run(store.create(described, config.access(described), lambda made: config.write_settings(file, name, made)))
     return file
 
 
 def open_fs(file: Path, name: str = "cohortes", **options: Any) -> SovFileSystem:
     """Return the filesystem of a store that `make_store` made."""
     return SovFileSystem(name, config=str(file), **options)
-
-

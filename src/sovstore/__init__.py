@@ -23,7 +23,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  # functions and classes
+def __getattr__(name: str) -> Any:  # functions and classes
     # Loaded on use: `import sovstore` stays cheap and pulls in no SDK.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)

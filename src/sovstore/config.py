@@ -1,6 +1,6 @@
 """The TOML file that says where each store lies and which KEK opens it, and its overrides from the environment.
 
-The file holds references only. `load` reads it; `write_setting` changes one value and keeps the rest, comments included.
+The file holds references only. `load` reads it; `write_settings` changes values and keeps the rest, comments too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _HEX = re.compile(r"[0-9a-f]+")
 _PROVIDERS = ("local", "memory", "fsspec", "s3", "azure")
 _SECRET_OPTIONS = frozenset(
-    "key secret token password passphrase account_key sas_token connection_string credential client_secret".split()
+    {
+        *("key", "secret", "token", "password", "passphrase", "credential", "secret_key", "client_secret"),
+        *("account_key", "sas_token", "connection_string", "aws_secret_access_key", "aws_session_token"),
+    }
 )
 
 
@@ -90,7 +93,7 @@ class StoreConfig:
             raise ConfigError(
                 f"store {self.name!r}: has no store_id",
                 path=self.name,
-                hint=f"'sovstore init {self.name}' makes the store; for one made elsewhere, copy its 'store_id' from there",
+                hint=f"'sovstore init {self.name}' makes it; one made elsewhere needs its 'store_id' from there",
             )
         return bytes.fromhex(self.store_id)
 
@@ -141,7 +144,7 @@ def default_path() -> Path:
 
 
 def find(explicit: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return the file to read: `explicit`, ``SOVSTORE_CONFIG``, ``./sovstore.toml`` or the user's; None if there is none.
+    """Return the file to read: `explicit`, ``SOVSTORE_CONFIG``, ``./sovstore.toml`` or the user's; None without any.
 
     Raises
     ------
@@ -210,7 +213,7 @@ def _override(tables: dict[str, dict[str, Any]], environ: Mapping[str, str]) -> 
         table[setting.lower()] = value
 
 
-def _toml_value(variable: str, text: str) -> Any:  # noqa: ANN401  # TOML has several types
+def _toml_value(variable: str, text: str) -> Any:  # TOML has several types
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as exc:
@@ -218,14 +221,14 @@ def _toml_value(variable: str, text: str) -> Any:  # noqa: ANN401  # TOML has se
         raise ConfigError(f"{variable}: not a TOML value", path=variable, hint=hint) from exc
 
 
-def _known(table: Mapping[str, Any], known: Any, where: str) -> None:  # noqa: ANN401  # any collection of names
+def _known(table: Mapping[str, Any], known: Any, where: str) -> None:  # any collection of names
     for key in table:
         if key not in known:
             hint = _nearest(key, known) or f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: unknown setting {key!r}", path=where, hint=hint)
 
 
-def _nearest(word: str, known: Any) -> str | None:  # noqa: ANN401  # any collection of names
+def _nearest(word: str, known: Any) -> str | None:  # any collection of names
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None
 
@@ -239,7 +242,7 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
             raise ConfigError(f"{where}: {key!r} is missing", path=where, hint=_EXAMPLES[key])
     _choice(values["provider"], _PROVIDERS, "provider", where)
     _choice(values.get("names", "encrypted"), ("encrypted", "plain"), "names", where)
-    _refuse_secrets(values, where)
+    _refuse_secrets(values.get("options", {}), where)
     for key, length in (("store_id", 32), ("auth_fingerprint", 64)):
         if key in values and (len(values[key]) != length or not _HEX.fullmatch(values[key])):
             hint = "copy it from where the store was made"
@@ -264,7 +267,7 @@ _EXAMPLES = {
 }
 
 
-def _typed(key: str, value: object, where: str) -> Any:  # noqa: ANN401  # settings have several types
+def _typed(key: str, value: object, where: str) -> Any:  # settings have several types
     if key == "options":
         good, what = isinstance(value, dict), "a table"
     elif key == "recovery":
@@ -283,14 +286,14 @@ def _choice(value: str, allowed: tuple[str, ...], key: str, where: str) -> None:
         raise ConfigError(f"{where}: unknown {key} {value!r}", path=where, hint=hint)
 
 
-def _refuse_secrets(values: Mapping[str, Any], where: str) -> None:
-    for key in values.get("options", {}):
+def _refuse_secrets(options: Mapping[str, Any], where: str) -> None:
+    for key, value in options.items():
+        if isinstance(value, dict):
+            _refuse_secrets(value, where)
         if key in _SECRET_OPTIONS:
-            raise ConfigError(
-                f"{where}: options.{key} is a secret, and the file is no place for one",
-                path=where,
-                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AZURE_STORAGE_CONNECTION_STRING, in the environment",
-            )
+            hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_CONNECTION_STRING in the environment"
+            message = f"{where}: option {key!r} is a secret, and the file is no place for one"
+            raise ConfigError(message, path=where, hint=hint)
 
 
 def _absolute(path: str, base: Path) -> str:
@@ -326,7 +329,9 @@ def _read_passphrase(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{file}: the passphrase file cannot be read", path=file, hint="check its path and rights") from exc
+        raise ConfigError(
+            f"{file}: the passphrase file cannot be read", path=file, hint="check its path and rights"
+        ) from exc
 
 
 def write_settings(path: Path, store: str, settings: Mapping[str, str | list[str]]) -> None:

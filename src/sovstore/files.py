@@ -41,8 +41,8 @@ def handled_exception() -> int:
 def leaving_by_exception(known: int) -> bool:
     """Return whether a ``with`` block is being left by an exception other than the one marked `known`.
 
-    Wrappers (`fsspec.open`, `io.TextIOWrapper`, pyarrow's writers) call plain ``close()`` from their ``__exit__`` and keep the
-    exception to themselves; without this look at the stack, a half object would be committed.
+    Wrappers (`fsspec.open`, `io.TextIOWrapper`, pyarrow's writers) call plain ``close()`` from their ``__exit__`` and
+    keep the exception to themselves; without this look at the stack, a half object would be committed.
     """
     mark = handled_exception()
     if mark in (0, known):
@@ -55,15 +55,16 @@ def leaving_by_exception(known: int) -> bool:
     return False
 
 
-class SequentialCache(BaseCache):
+class SequentialCache(BaseCache):  # type: ignore[misc]  # fsspec has no types
     """Reads exactly the chunks that a random read needs, and more and more ahead of a sequential one."""
 
     name = "sov"
     _MOST = 4 * 2**20
 
-    def __init__(self, blocksize: int, fetcher: Any, size: int) -> None:  # noqa: ANN401  # fsspec's callable
+    def __init__(self, blocksize: int, fetcher: Any, size: int) -> None:  # fsspec's callable
         super().__init__(blocksize, fetcher, size)
-        self._start, self._data, self._ahead = 0, b"", 0
+        self._start, self._ahead = 0, 0
+        self._data = b""
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         start = 0 if start is None else start
@@ -83,7 +84,7 @@ class SequentialCache(BaseCache):
         if stop - first >= self._MOST:
             # Large reads go straight through: keeping a copy would double them.
             self._start, self._data = stop, b""
-            fetched = self.fetcher(first, stop)
+            fetched: bytes = self.fetcher(first, stop)
             return kept + fetched if kept else fetched
         begin = first if kept else first - first % CHUNK
         self._data = kept + self.fetcher(begin, last)
@@ -104,11 +105,16 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         ``sov``, or the name of one of fsspec's caches.
     """
 
-    def __init__(self, fs: SovFileSystem, reader: ObjectReader, cache_type: str, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, fs: SovFileSystem, reader: ObjectReader, cache_type: str, **kwargs: Any) -> None:
         self._reader = reader
         own = cache_type == SequentialCache.name
         super().__init__(
-            fs, reader.path, mode="rb", size=reader.plain_size, cache_type="none" if own else cache_type, **kwargs
+            fs,
+            reader.path,
+            mode="rb",
+            size=reader.plain_size,
+            cache_type="none" if own else cache_type,
+            **kwargs,
         )
         if own:
             self.cache = SequentialCache(self.blocksize, self._fetch_range, self.size)
@@ -137,6 +143,8 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         ``wb`` or ``xb``.
     """
 
+    closed: bool
+
     def __init__(self, fs: SovFileSystem, writer: ObjectWriter, mode: str) -> None:
         super().__init__(fs, writer.path, mode=mode)
         self._writer = writer
@@ -145,7 +153,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         self._opened_under = handled_exception()
         self._pid = os.getpid()
 
-    def write(self, data: Any) -> int:  # noqa: ANN401  # any buffer
+    def write(self, data: Any) -> int:  # any buffer
         """Append bytes and return how many they are.
 
         Raises
@@ -259,7 +267,7 @@ class TextFile(io.TextIOWrapper):
         The file of the store.
     """
 
-    def __init__(self, buffer: Any, file: Any, **kwargs: Any) -> None:  # noqa: ANN401  # as io.TextIOWrapper
+    def __init__(self, buffer: Any, file: Any, **kwargs: Any) -> None:  # as io.TextIOWrapper
         self._file = file
         super().__init__(buffer, **kwargs)
 
@@ -306,12 +314,14 @@ class AsyncWriter(AbstractAsyncStreamedFile):  # type: ignore[misc]  # fsspec ha
         The write.
     """
 
+    closed: bool
+
     def __init__(self, fs: SovFileSystem, writer: ObjectWriter) -> None:
         super().__init__(fs, writer.path, mode="wb")
         self._writer = writer
         self._loop = asyncio.get_running_loop()
 
-    async def write(self, data: Any) -> int:  # noqa: ANN401  # any buffer
+    async def write(self, data: Any) -> int:  # any buffer
         """Append bytes and return how many they are."""
         if self.closed:
             raise ValueError("I/O operation on closed file.")
@@ -356,6 +366,8 @@ def check_mode(path: str, mode: str) -> None:
     """
     if mode not in ("rb", "wb", "xb"):
         hint = "a sealed object is written whole: read it, then write it again with 'wb'"
-        raise UnsupportedError(f"{path}: mode {mode!r} is not possible: nothing is appended or changed in place", path=path, hint=hint)
-
-
+        raise UnsupportedError(
+            f"{path}: mode {mode!r} is not possible: nothing is appended or changed in place",
+            path=path,
+            hint=hint,
+        )

@@ -1,7 +1,8 @@
 """``sov://STORE/PATH``: the fsspec filesystem of a sealed store.
 
-Paths are relative to the store. Listings cost what the host's own listing costs; sizes are plaintext sizes. Nothing is cached
-on disk, and the options hold references only: a store's name, and the paths of a configuration and of a recovery key.
+Paths are relative to the store. Listings cost what the host's own listing costs; sizes are plaintext sizes. Nothing is
+cached on disk, and the options hold references only: a store's name, and the paths of a configuration and of a
+recovery key.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextvars
 import errno
 import getpass
 import hashlib
-import io
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
@@ -62,7 +62,7 @@ class _Surroundings:
 class _Configured(type(AsyncFileSystem)):  # type: ignore[misc]  # fsspec has no types
     """Lets a cached instance be reused only while the configuration that it was made from has not changed."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as fsspec
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # as fsspec
         if kwargs.get("config") is not None:
             kwargs["config"] = os.path.abspath(os.path.expanduser(os.fspath(kwargs["config"])))
         token = _surroundings.set(_fingerprint(kwargs.get("config")))
@@ -105,6 +105,7 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
     root_marker = ""
     _extra_tokenize_attributes = ("_surroundings",)
     _surroundings = _Surroundings()
+    _pid: int
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | None = None,
-        **kwargs: Any,  # noqa: ANN401  # fsspec's own options
+        **kwargs: Any,  # fsspec's own options
     ) -> None:
         super().__init__(asynchronous=asynchronous, loop=loop, batch_size=batch_size or _BATCH, **kwargs)
         loaded = configuration.load(config)
@@ -130,17 +131,17 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         self.store_name = store
         self.store = Store(described, configuration.access(described, ask), key)
         # fsspec strips by instance and by class; only the instance can tell that a URL is of another store.
-        self._strip_protocol = self._strip_own
+        self._strip_protocol = self._strip_own  # type: ignore[method-assign]
 
     # Paths and URLs
 
     @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:  # noqa: ANN401  # a path or a list of them
+    def _strip_protocol(cls, path: Any) -> Any:  # a path or a list of them
         if isinstance(path, list):
             return [cls._strip_protocol(p) for p in path]
         return _split(path)[1]
 
-    def _strip_own(self, path: Any) -> Any:  # noqa: ANN401  # a path or a list of them
+    def _strip_own(self, path: Any) -> Any:  # a path or a list of them
         if isinstance(path, list):
             return [self._strip_own(p) for p in path]
         store, plain = _split(path)
@@ -360,7 +361,9 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
             return
         target = Path(lpath)
         if target.is_dir():
-            raise IsFolderError(f"{target}: is a folder of this machine", path=str(target), hint="name the file to write")
+            raise IsFolderError(
+                f"{target}: is a folder of this machine", path=str(target), hint="name the file to write"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name[:200]}.{uuid4().hex[:8]}.part")
         try:
@@ -429,7 +432,7 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
     async def _new_writer(self, path: str, mode: str) -> Any:
         return await self.store.writer(path, create=mode == "xb")
 
-    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:  # type: ignore[override]
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open an object; text modes, compression and buffering are fsspec's.
 
         Parameters
@@ -511,7 +514,12 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         await self._rm(path)
 
     async def _rm(
-        self, path: Any, recursive: bool = False, batch_size: int | None = None, maxdepth: int | None = None, **kwargs: Any
+        self,
+        path: Any,
+        recursive: bool = False,
+        batch_size: int | None = None,
+        maxdepth: int | None = None,
+        **kwargs: Any,
     ) -> None:
         found: dict[str, dict[str, Any]] = {}
         for one in [path] if isinstance(path, str | os.PathLike) else path:
@@ -527,7 +535,9 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
                     found.update(await self._find(name, maxdepth=maxdepth, withdirs=True, detail=True))
                     found.setdefault(name, info)
                 else:
-                    raise IsFolderError(f"{name}: is a folder", path=name, hint="use recursive=True (-r) to delete all of it")
+                    raise IsFolderError(
+                        f"{name}: is a folder", path=name, hint="use recursive=True (-r) to delete all of it"
+                    )
             if not matches:
                 raise ObjectNotFoundError(f"{plain}: no such object in store {self.store_name!r}", path=plain)
         found.pop("", None)
@@ -565,7 +575,9 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         if not entry.folder:
             raise StoreError(f"{path}: is not a folder", path=path)
         async for _ in self.store.list(path):
-            raise StoreError(f"{path}: the folder is not empty", path=path, hint="rm with recursive=True deletes all of it")
+            raise StoreError(
+                f"{path}: the folder is not empty", path=path, hint="rm with recursive=True deletes all of it"
+            )
         if path:
             await self.store.delete([entry])
 
@@ -578,16 +590,20 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
     @property
     def transaction(self) -> NoReturn:
         """Refused: every write is complete or absent by itself, and several cannot be made one at any host."""
-        hint = "write to new paths, then rename; each write is atomic by itself"
-        raise UnsupportedError("sov: transactions are not supported", path="transaction", hint=hint)
+        raise _no_transactions()
 
     def start_transaction(self) -> NoReturn:
         """Refused, as `transaction`."""
-        return self.transaction
+        raise _no_transactions()
 
     def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> NoReturn:
         """Refused: whoever followed the link would get ciphertext."""
         raise UnsupportedError(f"{path}: a signed link would only give ciphertext", path=path, hint="use get")
+
+
+def _no_transactions() -> UnsupportedError:
+    hint = "write to new paths, then rename; each write is atomic by itself"
+    return UnsupportedError("sov: transactions are not supported", path="transaction", hint=hint)
 
 
 class _Pairs:
@@ -601,11 +617,11 @@ class _Pairs:
     async def _cp_file(self, source: str, target: str) -> None:
         self.found.append((self._fs._strip_own(source), self._fs._strip_own(target)))
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever fsspec asks for
+    def __getattr__(self, name: str) -> Any:  # whatever fsspec asks for
         return getattr(self._fs, name)
 
 
-def _split(path: Any) -> tuple[str | None, str]:  # noqa: ANN401  # whatever fsspec accepts as a path
+def _split(path: Any) -> tuple[str | None, str]:  # whatever fsspec accepts as a path
     """Return the store of a URL, None for a plain path, and the path in it."""
     text = stringify_path(path)
     store = None
@@ -664,10 +680,10 @@ async def _read_ranges(reader: ObjectReader, ranges: list[tuple[int, int]], max_
     return results
 
 
-async def _pour(reader: ObjectReader, file: io.IOBase, callback: Any) -> None:  # noqa: ANN401  # fsspec's callback
+async def _pour(reader: ObjectReader, file: Any, callback: Any) -> None:  # fsspec's callback
     """Write an object into a local file, piece by authentic piece."""
     async for piece in reader.stream():
-        await asyncio.to_thread(file.write, piece)  # type: ignore[attr-defined]  # IOBase does not declare write
+        await asyncio.to_thread(file.write, piece)
         callback.relative_update(len(piece))
 
 
@@ -679,8 +695,15 @@ def _local_error(exc: OSError, target: Path) -> StoreError:
     return StoreError(f"{target}: cannot be written: {exc.strerror}", path=str(target), hint=hint)
 
 
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
 def open_store(
-    store: str, *, config: str | os.PathLike[str] | None = None, recovery_key: str | os.PathLike[str] | None = None
+    store: str,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    recovery_key: str | os.PathLike[str] | None = None,
 ) -> SovFileSystem:
     """Return the filesystem of a store, opened: its keyset is read and its KEK is asked, now.
 
@@ -698,7 +721,6 @@ def open_store(
     ConfigError, ObjectNotFoundError, FormatError, IntegrityError, KMSError
         When it cannot be opened; the hint says what to do.
     """
-    options = {"config": config and os.fspath(config), "recovery_key": recovery_key and os.fspath(recovery_key)}
-    fs = SovFileSystem(store, **{key: value for key, value in options.items() if value})
+    fs = SovFileSystem(store, config=_text(config), recovery_key=_text(recovery_key))
     fs._sync(fs.store.keyset)
     return fs

@@ -44,10 +44,15 @@ async def fetch(backend: Backend, config: StoreConfig) -> bytes:
         return await backend.read(LOCATION, 0, MAX_FILE + 1)
     except ObjectNotFoundError as exc:
         if config.store_id and newest_backup(config):
-            what, hint = "its keyset is gone from the host", f"'sovstore keys restore {config.name}' puts the backup copy back"
+            what, hint = (
+                "its keyset is gone from the host",
+                f"'sovstore keys restore {config.name}' puts the backup copy back",
+            )
         elif config.store_id:
             what = "its keyset is not at the host"
-            hint = f"check 'root'; if the keyset was lost, find its backup copy and run 'sovstore keys restore {config.name} --from FILE'"
+            hint = (
+                f"check 'root'; if it was lost, 'sovstore keys restore {config.name} --from FILE' takes a backup copy"
+            )
         else:
             what, hint = "there is no store yet", f"'sovstore init {config.name}' makes it"
         raise ObjectNotFoundError(f"store {config.name!r}: {what}", path=LOCATION, hint=hint) from exc
@@ -83,11 +88,15 @@ def _unwrap(parsed: ParsedKeyset, kek: WrappingKey, context: bytes, config: Stor
         except UnwrapError as exc:
             cause = exc
     if labelled is not None:
-        hint = "the host altered it, or the key at that URI is not the one that made it; 'sovstore keys restore' has the backup copy"
-        raise IntegrityError(f"store {config.name!r}: the keyset failed authentication", path=LOCATION, hint=hint) from cause
+        hint = "the host altered it, or the key at that URI is another one; see 'sovstore keys restore'"
+        raise IntegrityError(
+            f"store {config.name!r}: the keyset failed authentication", path=LOCATION, hint=hint
+        ) from cause
     found = ", ".join(repr(uri) for uri in parsed.wraps)
     hint = f"the keyset names {found}; set 'kek' to one that you hold, or check 'root'"
-    raise NoMatchingKeyError(f"store {config.name!r}: {kek.uri} does not open its keyset", path=LOCATION, hint=hint) from cause
+    raise NoMatchingKeyError(
+        f"store {config.name!r}: {kek.uri} does not open its keyset", path=LOCATION, hint=hint
+    ) from cause
 
 
 def unlock_with_recovery(raw: bytes, config: StoreConfig, key: RecoveryKey) -> Keyset:
@@ -104,7 +113,9 @@ def unlock_with_recovery(raw: bytes, config: StoreConfig, key: RecoveryKey) -> K
     """
     if config.auth_fingerprint is None:
         hint = "it is kept beside the recovery key: write it into the configuration as 'auth_fingerprint'"
-        raise ConfigError(f"store {config.name!r}: a recovery key needs the auth fingerprint", path=config.name, hint=hint)
+        raise ConfigError(
+            f"store {config.name!r}: a recovery key needs the auth fingerprint", path=config.name, hint=hint
+        )
     parsed = parse(raw)
     parsed.context(config.identity)
     seal = parsed.seals.get(key.recipient.id)
@@ -212,7 +223,11 @@ def save_backup(config: StoreConfig, keyset: Keyset, raw: bytes) -> Path:
         _replace(path, raw)
     except OSError as exc:
         hint = "set 'backup' to a folder that can be written, then run 'sovstore keys backup'"
-        raise ConfigError(f"{path}: the backup copy of the keyset cannot be written: {exc.strerror}", path=str(path), hint=hint) from exc
+        raise ConfigError(
+            f"{path}: the backup copy of the keyset cannot be written: {exc.strerror}",
+            path=str(path),
+            hint=hint,
+        ) from exc
     return path
 
 
@@ -229,7 +244,9 @@ async def restore(backend: Backend, config: StoreConfig, access: Access, source:
     path = source or newest_backup(config)
     if path is None:
         hint = f"name one with --from; they are kept in {_backups(config)}"
-        raise ObjectNotFoundError(f"store {config.name!r}: no backup copy of its keyset was found", path=config.name, hint=hint)
+        raise ObjectNotFoundError(
+            f"store {config.name!r}: no backup copy of its keyset was found", path=config.name, hint=hint
+        )
     raw = read_file(str(path))
     keyset = await asyncio.to_thread(unlock, raw, config, access)
     check_seen(keyset, config)
@@ -292,5 +309,3 @@ def remember(keyset: Keyset) -> None:
         _replace(_seen_file(keyset.store_id), json.dumps({"version": keyset.version}).encode())
     except OSError as exc:
         _log.warning("%s cannot be written (%s): an older keyset would not be noticed", exc.filename, exc.strerror)
-
-

@@ -88,7 +88,13 @@ class ObjectReader:
     """
 
     def __init__(
-        self, backend: Backend, path: str, stat: Stat, header: bytes, opener: ChunkOpener, cached: list[_Cached]
+        self,
+        backend: Backend,
+        path: str,
+        stat: Stat,
+        header: bytes,
+        opener: ChunkOpener,
+        cached: list[_Cached],
     ) -> None:
         self.path = path
         self.stat = stat
@@ -115,14 +121,14 @@ class ObjectReader:
             When it is not an authentic object of this store at this path, or its length is not authentic.
         """
         try:
-            return await cls._open(backend, name, path, unwrap, whole)
+            return await cls._open(backend, name, path, unwrap, whole=whole)
         except (IntegrityError, FormatError, ObjectChangedError):
             # Size and bytes come from two requests, and somebody may have replaced the object between them. An object
             # that is really damaged fails again.
-            return await cls._open(backend, name, path, unwrap, False)
+            return await cls._open(backend, name, path, unwrap, whole=False)
 
     @classmethod
-    async def _open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, whole: bool) -> Self:
+    async def _open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool) -> Self:
         if whole:
             first = await backend.read(name, 0, FIRST_WHOLE)
             # A reply shorter than was asked for is the whole object, as the last chunk will prove.

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NoReturn
@@ -194,7 +194,9 @@ class Store:
             epoch = keyset.epoch(key_id)
         if epoch is None or epoch.key is None:
             state = "unknown to this store" if epoch is None else "destroyed"
-            hint = "it belongs to another store, or was altered" if epoch is None else "its key was destroyed on purpose"
+            hint = (
+                "it belongs to another store, or was altered" if epoch is None else "its key was destroyed on purpose"
+            )
             raise IntegrityError(f"{path}: sealed under an epoch that is {state}", path=path, hint=hint)
         return open_header(epoch.key.reveal(), keyset.store_id, path, header, what=path)
 
@@ -231,7 +233,9 @@ class Store:
         parent, _, last = path.rpartition("/")
         async for entry in self.list(parent):
             if entry.foreign and entry.path == path:
-                return FormatError(f"{path}: not an object of this store: its name {last!r} does not decrypt", path=path)
+                return FormatError(
+                    f"{path}: not an object of this store: its name {last!r} does not decrypt", path=path
+                )
         del cause
         return ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path)
 
@@ -260,9 +264,7 @@ class Store:
                 size = body.plain_size(stat.size)
             except FormatError:
                 foreign = True
-        return Entry(
-            path, stat.name, size, stat.size, stat.folder, foreign, stat.etag, stat.modified, stat.created
-        )
+        return Entry(path, stat.name, size, stat.size, stat.folder, foreign, stat.etag, stat.modified, stat.created)
 
     async def list(self, path: str, *, recursive: bool = False) -> AsyncIterator[Entry]:
         """Yield what is in a folder, or below it; nothing when there is no such folder.
@@ -408,7 +410,7 @@ class _Decoder:
         return prefix + (quote(segment, safe="") if segment.strip(".") else "%2E" * len(segment)), True
 
 
-async def create(config: StoreConfig, access: Access, record: Callable[[Mapping[str, str]], None]) -> Keyset:
+async def create(config: StoreConfig, access: Access, record: Callable[[dict[str, str]], None]) -> Keyset:
     """Make a new store: its KEK where the driver can make one, its keyset, and the backup copy.
 
     Parameters
@@ -418,8 +420,8 @@ async def create(config: StoreConfig, access: Access, record: Callable[[Mapping[
     access : Access
         How a passphrase is had.
     record : callable
-        Called with the settings to write into the configuration, before anything is written to the host: a keyset that no
-        configuration knows would be worse than a configuration without its keyset.
+        Called with the settings to write into the configuration, before anything is written to the host: a keyset
+        that no configuration knows would be worse than a configuration without its keyset.
 
     Raises
     ------
@@ -432,15 +434,22 @@ async def create(config: StoreConfig, access: Access, record: Callable[[Mapping[
     except ObjectNotFoundError:
         pass
     else:
-        hint = "for a store that was made elsewhere, copy its 'store_id' and 'auth_fingerprint' into this configuration"
-        raise ObjectExistsError(f"store {config.name!r}: there is a store at {config.root!r} already", path=config.root, hint=hint)
+        hint = "for a store made elsewhere, copy its 'store_id' and 'auth_fingerprint' into this configuration"
+        raise ObjectExistsError(
+            f"store {config.name!r}: there is a store at {config.root!r} already", path=config.root, hint=hint
+        )
+    if config.store_id and (backup := keysets.newest_backup(config)):
+        hint = f"'sovstore keys restore {config.name}' puts {backup} back; new keys could not read what is there"
+        raise ObjectExistsError(f"store {config.name!r}: was made before, and its keyset has a backup copy", hint=hint)
     exists = await asyncio.to_thread(registry.key_exists, config.kek)
     kek = await asyncio.to_thread(registry.open_key if exists else registry.create_key, config.kek, access)
     known = bytes.fromhex(config.store_id) if config.store_id else None
     keyset = Keyset.create(now=int(time.time()), names_mode=config.names, store_id=known)
     keysets.recipients(config)
-    made = {"store_id": keyset.store_id.hex(), "auth_fingerprint": keyset.auth_fingerprint}
-    record(made)
-    await keysets.publish(backend, replace(config, **made), keyset, [kek], replaces=None)
+    store_id, fingerprint = keyset.store_id.hex(), keyset.auth_fingerprint
+    record({"store_id": store_id, "auth_fingerprint": fingerprint})
+    await keysets.publish(
+        backend, replace(config, store_id=store_id, auth_fingerprint=fingerprint), keyset, [kek], replaces=None
+    )
     await backend.close()
     return keyset

@@ -1,8 +1,8 @@
 """Any fsspec filesystem as a `Backend`: sync or async, object store or not.
 
-An object store (S3, Azure Blob, GCS) shows an object when its upload ends, so the upload is written in place. Elsewhere a
-temporary object is moved over the target. Header replacement copies the object through this process; conditions are
-kept by looking first. The drivers of single services do both at the server.
+An object store (S3, Azure Blob, GCS) shows an object when its upload ends, so the upload is written in place.
+Elsewhere a temporary object is moved over the target. Header replacement copies the object through this process;
+conditions are kept by looking first. The drivers of single services do both at the server.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ def _mapped(name: str) -> Iterator[None]:
     except PermissionError as exc:
         hint = "check the credentials and their rights on the bucket or container"
         raise StoreError(f"{name}: the host refused", path=name, hint=hint) from exc
-    except Exception as exc:  # noqa: BLE001  # any filesystem may raise anything; nothing of it may leave a driver
+    except Exception as exc:  # any filesystem may raise anything; nothing of it may leave a driver
         # Only the class of the cause: SDKs put signed URLs and headers into their messages.
-        raise StoreUnavailableError(f"{name}: the host did not answer as it should: {type(exc).__name__}", path=name) from exc
+        raise StoreUnavailableError(
+            f"{name}: the host did not answer as it should: {type(exc).__name__}", path=name
+        ) from exc
 
 
 class GenericBackend(Backend):
@@ -75,8 +77,8 @@ class GenericBackend(Backend):
     """
 
     def __init__(self, protocol: str, root: str, options: Mapping[str, Any]) -> None:
-        # One loop of fsspec's own serves all instances and threads for the life of the process. Connections that belonged to
-        # the caller's loop would outlive it, and s3fs and adlfs cannot close them then.
+        # One loop of fsspec's own serves all instances and threads for the life of the process. Connections that
+        # belonged to the caller's loop would outlive it, and s3fs and adlfs cannot close them then.
         self._loop = get_loop()
         cls = fsspec.get_filesystem_class(protocol)
         if issubclass(cls, AsyncFileSystem):
@@ -91,7 +93,7 @@ class GenericBackend(Backend):
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    async def _call(self, name: str, method: str, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  # as fsspec
+    async def _call(self, name: str, method: str, *args: object, **kwargs: object) -> Any:  # as fsspec
         """Call a method of the filesystem: its coroutine where it has one, else in a thread."""
         with _mapped(name):
             if self._fs.async_impl and hasattr(self._fs, f"_{method}"):
@@ -101,9 +103,9 @@ class GenericBackend(Backend):
                 return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
             return await self._in_thread(getattr(self._fs, method), *args, **kwargs)
 
-    async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
-        # Files of async filesystems wait in their thread for coroutines, and those may need a thread of their loop's own
-        # executor (to look up a host name): taking that one here could block it for ever.
+    async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+        # Files of async filesystems wait in their thread for coroutines, and those may need a thread of their loop's
+        # own executor (to look up a host name): taking that one here could block it for ever.
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
 
@@ -157,7 +159,7 @@ class GenericBackend(Backend):
         file = await self._open(name, temporary, "wb")
         return _GenericUpload(self, name, file, temporary, create=create, if_match=if_match)
 
-    async def _open(self, name: str, path: str, mode: str) -> Any:  # noqa: ANN401  # fsspec files have no type
+    async def _open(self, name: str, path: str, mode: str) -> Any:  # fsspec files have no type
         with _mapped(name):
             return await self._in_thread(self._fs.open, path, mode, block_size=_PART)
 
@@ -234,7 +236,6 @@ class GenericBackend(Backend):
         if self.real_folders:
             await self._call(name, "makedirs", self._path(name), exist_ok=True)
 
-
     async def close(self) -> None:
         """Let the threads end. Connections are fsspec's, and are closed with its instance."""
         self._executor.shutdown(wait=False)
@@ -275,7 +276,7 @@ class _GenericUpload(Upload):
         self,
         backend: GenericBackend,
         name: str,
-        file: Any,  # noqa: ANN401  # fsspec files have no type
+        file: Any,  # fsspec files have no type
         temporary: str | None,
         *,
         create: bool,

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,15 +142,18 @@ class LocalBackend(Backend):
                     waiting.append(entry.name)
                 yield entry
 
-    def _scan(self, folder: str) -> list[Stat]:
+    def _scan(self, folder: str) -> Sequence[Stat]:
         found = []
-        with suppress(FileNotFoundError, NotADirectoryError), _not_found_passes(folder):
-            with os.scandir(self._path(folder)) as entries:
-                for entry in entries:
-                    # A file that went away between the listing and here is not listed.
-                    with suppress(FileNotFoundError):
-                        name = f"{folder}/{entry.name}" if folder else entry.name
-                        found.append(_stat(name, entry.stat(follow_symlinks=False)))
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            _not_found_passes(folder),
+            os.scandir(self._path(folder)) as entries,
+        ):
+            for entry in entries:
+                # A file that went away between the listing and here is not listed.
+                with suppress(FileNotFoundError):
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    found.append(_stat(name, entry.stat(follow_symlinks=False)))
         return found
 
     async def delete(self, names: Iterable[str]) -> None:
@@ -170,9 +173,9 @@ class LocalBackend(Backend):
         self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
     ) -> None:
         """Copy a file with its head replaced; the system shares the blocks where it can."""
-        await asyncio.to_thread(self._copy, source, target, head, etag, create)
+        await asyncio.to_thread(self._copy, source, target, head, etag, create=create)
 
-    def _copy(self, source: str, target: str, head: bytes, etag: str | None, create: bool) -> None:
+    def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
         with _mapped(source):
             descriptor = os.open(self._path(source), os.O_RDONLY)
         upload = _LocalUpload(self._root, target, create=create, if_match=None)
@@ -299,7 +302,7 @@ class _LocalUpload(Upload):
             self._close()
 
     def _replace_if_match(self, target: Path) -> None:
-        # Every conditional replacement of this store takes this lock, so between the look and the move nobody else moves.
+        # Every conditional replacement of this store takes this lock, so nobody moves between the look and the move.
         descriptor = os.open(self._root / ".sovstore" / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -25,7 +25,7 @@ class MemoryBackend(GenericBackend):
     def __init__(self, root: str) -> None:
         super().__init__("memory", root, {})
 
-    async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+    async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
         with _LOCK:
             return function(*args, **kwargs)
 

@@ -49,7 +49,9 @@ def open_backend(provider: str, root: str, options: Mapping[str, Any], protocol:
         return GenericBackend(name, root, {**_defaults(provider), **options})
     except ImportError as exc:
         hint = f"pip install 'sovstore[{extra}]'" if extra else f"install the fsspec filesystem of {name!r}"
-        raise MissingDependencyError(f"provider {provider!r}: {module} is not installed", path=provider, hint=hint) from exc
+        raise MissingDependencyError(
+            f"provider {provider!r}: {module} is not installed", path=provider, hint=hint
+        ) from exc
     except (TypeError, ValueError) as exc:
         # The options are not quoted: somebody may have put a secret among them.
         hint = f"check 'root' and 'options' against the options of {module}"

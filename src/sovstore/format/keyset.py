@@ -11,6 +11,7 @@ import hmac
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sovstore.errors import FormatError, IntegrityError
 from sovstore.format import canonical
@@ -418,7 +419,7 @@ def _parse_seals(entries: list[object]) -> dict[bytes, bytes]:
 
 
 def _ascending(values: list[str], member: str) -> None:
-    if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(values)):
         raise FormatError(f"keyset: {member} is not in ascending order", path=_WHAT)
 
 

@@ -32,7 +32,9 @@ def check_path(path: str) -> None:
     for segment in segments:
         check_segment(segment, path)
     if segments[0].lower() == RESERVED:
-        raise PathError(f"{path!r}: {RESERVED!r} is reserved for the store itself", path=path, hint="choose another name")
+        raise PathError(
+            f"{path!r}: {RESERVED!r} is reserved for the store itself", path=path, hint="choose another name"
+        )
 
 
 def check_segment(segment: str, path: str) -> None:
@@ -44,15 +46,25 @@ def check_segment(segment: str, path: str) -> None:
         As `check_path`.
     """
     if segment == "":
-        raise PathError(f"{path!r}: empty path or segment", path=path, hint="write 'a/b': no leading, trailing or double '/'")
+        raise PathError(
+            f"{path!r}: empty path or segment",
+            path=path,
+            hint="write 'a/b': no leading, trailing or double '/'",
+        )
     if segment in (".", ".."):
-        raise PathError(f"{path!r}: segment {segment!r} is not allowed", path=path, hint="write the path that it stands for")
+        raise PathError(
+            f"{path!r}: segment {segment!r} is not allowed",
+            path=path,
+            hint="write the path that it stands for",
+        )
     if "\0" in segment:
         raise PathError(f"{path!r}: a path cannot hold the character U+0000", path=path)
     try:
         segment.encode()
     except UnicodeEncodeError as exc:
-        raise PathError(f"{path!r}: not valid Unicode (a lone surrogate)", path=path, hint="rename the file in UTF-8") from exc
+        raise PathError(
+            f"{path!r}: not valid Unicode (a lone surrogate)", path=path, hint="rename the file in UTF-8"
+        ) from exc
     if not unicodedata.is_normalized("NFC", segment):
         hint = "unicodedata.normalize('NFC', path) gives the name to use"
         raise PathError(f"{path!r}: not in Unicode normalisation form C", path=path, hint=hint)

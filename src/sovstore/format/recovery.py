@@ -164,7 +164,9 @@ class RecoveryKey:
 def _load(raw: bytes, kind: str, mlkem_len: int, p384_len: int, what: str) -> tuple[bytes, bytes]:
     try:
         fields = canonical.Fields(
-            canonical.load(raw.rstrip(b"\n"), limit=_FILE_LIMIT, what=what), "format mlkem1024 p384", what=what
+            canonical.load(raw.rstrip(b"\n"), limit=_FILE_LIMIT, what=what),
+            "format mlkem1024 p384",
+            what=what,
         )
         fields.choice("format", kind)
         return fields.base64("mlkem1024", mlkem_len, mlkem_len), fields.base64("p384", p384_len, p384_len)

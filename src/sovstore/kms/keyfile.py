@@ -48,12 +48,19 @@ def open_key(uri: str, access: Access) -> LocalKey:
         hint = "'sovstore init STORE' makes it; if it was moved, correct 'kek' in the configuration"
         raise NoMatchingKeyError(f"{uri}: no such key file", path=uri, hint=hint) from exc
     except OSError as exc:
-        raise KeyDeniedError(f"{uri}: cannot be read: {exc.strerror}", path=uri, hint=f"check the rights of {path}") from exc
+        raise KeyDeniedError(
+            f"{uri}: cannot be read: {exc.strerror}", path=uri, hint=f"check the rights of {path}"
+        ) from exc
     try:
         fields = _read(raw, uri)
     except FormatError as exc:
-        raise ConfigError(f"{uri}: not a key file of sovstore", path=uri, hint="correct 'kek' in the configuration") from exc
-    salt, sealed = fields.base64("salt", _SALT, _SALT), fields.base64("key", _NONCE + KEK + _TAG, _NONCE + KEK + _TAG)
+        raise ConfigError(
+            f"{uri}: not a key file of sovstore", path=uri, hint="correct 'kek' in the configuration"
+        ) from exc
+    salt, sealed = (
+        fields.base64("salt", _SALT, _SALT),
+        fields.base64("key", _NONCE + KEK + _TAG, _NONCE + KEK + _TAG),
+    )
     stretched = _stretch(
         _passphrase(uri, access, f"Passphrase of {path}: "),
         salt,

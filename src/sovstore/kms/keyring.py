@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from sovstore.errors import (
@@ -35,7 +36,9 @@ _REFUSED = {
     "keyrings.alt.multi": "it can fall back to a plaintext keyring",
     "keyrings.alt.pyfs": "it can keep secrets in a readable file",
 }
-_HINT = "unlock or install the keyring of the desktop (gnome-keyring, KWallet), or use 'keyfile:/path' with a passphrase"
+_HINT = (
+    "unlock or install the keyring of the desktop (gnome-keyring, KWallet), or use 'keyfile:/path' with a passphrase"
+)
 
 
 def open_key(uri: str, access: Access) -> LocalKey:
@@ -94,17 +97,19 @@ def _parse(uri: str) -> tuple[str, str]:
     return unquote(parts.netloc), name
 
 
-def _call(uri: str, method: str, *args: str) -> Any:  # noqa: ANN401  # each keyring method returns another type
+def _call(uri: str, method: str, *args: str) -> str | None:  # each keyring method returns another type
     try:
         import keyring
         import keyring.errors
     except ImportError as exc:
         raise MissingDependencyError(f"{uri}: keyring is not installed", path=uri, hint="pip install keyring") from exc
-    backend = usable_backend(keyring.get_keyring(), uri)
+    call: Callable[..., str | None] = getattr(usable_backend(keyring.get_keyring(), uri), method)
     try:
-        return getattr(backend, method)(*args)
+        return call(*args)
     except keyring.errors.KeyringLocked as exc:
-        raise KeyDeniedError(f"{uri}: the OS keyring is locked", path=uri, hint="unlock it, then run this again") from exc
+        raise KeyDeniedError(
+            f"{uri}: the OS keyring is locked", path=uri, hint="unlock it, then run this again"
+        ) from exc
     except keyring.errors.KeyringError as exc:
         # The text of the cause stays in the chain only: backends may quote what they were given.
         raise KMSUnavailableError(f"{uri}: the OS keyring did not answer", path=uri, hint=_HINT) from exc
@@ -125,6 +130,7 @@ def usable_backend(backend: KeyringBackend, uri: str) -> KeyringBackend:
         label = f"{type(member).__module__}.{type(member).__qualname__}"
         why = next((why for prefix, why in _REFUSED.items() if f"{label}.".startswith(f"{prefix}.")), None)
         if why is None:
-            return member
+            found: KeyringBackend = member
+            return found
         reasons.append(f"{label} is refused: {why}")
     raise ConfigError(f"{uri}: {'; '.join(reasons)}", path=uri, hint=_HINT)

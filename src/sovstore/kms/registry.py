@@ -55,7 +55,9 @@ def create_key(uri: str, access: Access) -> WrappingKey:
     """
     driver = _driver(uri)
     if not hasattr(driver, "create_key"):
-        raise ConfigError(f"{uri}: keys are made in the service itself", path=uri, hint="make it there, then run this again")
+        raise ConfigError(
+            f"{uri}: keys are made in the service itself", path=uri, hint="make it there, then run this again"
+        )
     key: WrappingKey = driver.create_key(uri, access)
     return key
 

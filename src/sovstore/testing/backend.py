@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 import pytest
 
 from sovstore.backends.base import Backend, Stat
-from sovstore.errors import IsFolderError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError, StoreError
+from sovstore.errors import (
+    IsFolderError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
 from sovstore.testing.suite import Suite
 
 T = TypeVar("T")
@@ -40,7 +46,7 @@ async def collect(listing: AsyncIterator[Stat]) -> dict[str, Stat]:
 
 
 class BackendTests(Suite):
-    """Subclass it and give one fixture: `open_backend`, a function that opens an empty root in the running event loop."""
+    """Subclass it and give one fixture: `open_backend`, a function that opens one root, empty at first."""
 
     @pytest.fixture
     def open_backend(self) -> Callable[[], Backend]:
@@ -146,7 +152,9 @@ class BackendTests(Suite):
         async def use(backend: Backend) -> None:
             upload = await backend.upload("a/b")
             await upload.write(b"x" * 100)
-            visible = [name for name in await collect(backend.list("", recursive=True)) if not name.startswith(".sovstore")]
+            visible = [
+                name for name in await collect(backend.list("", recursive=True)) if not name.startswith(".sovstore")
+            ]
             assert visible == []
             await upload.abort()
 
@@ -212,7 +220,10 @@ class BackendTests(Suite):
             root = await collect(backend.list(""))
             shown = {n: e.folder for n, e in root.items() if n != ".sovstore"}
             assert shown == {"a": False, "b": True, "bb": False}
-            assert {n: e.folder for n, e in (await collect(backend.list("b"))).items()} == {"b/c": False, "b/d": True}
+            assert {n: e.folder for n, e in (await collect(backend.list("b"))).items()} == {
+                "b/c": False,
+                "b/d": True,
+            }
             assert (await collect(backend.list("b")))["b/c"].size == 3
 
         run(use)

@@ -83,7 +83,15 @@ class WrappingKeyTests(Suite):
         first, last = bytearray(wrapped), bytearray(wrapped)
         first[0] ^= 0x80
         last[-1] ^= 0x01
-        for bad in (b"", wrapped[:-1], wrapped[1:], wrapped + b"\0", bytes(first), bytes(last), bytes(len(wrapped))):
+        for bad in (
+            b"",
+            wrapped[:-1],
+            wrapped[1:],
+            wrapped + b"\0",
+            bytes(first),
+            bytes(last),
+            bytes(len(wrapped)),
+        ):
             with pytest.raises(UnwrapError):
                 key.unwrap(bad, CONTEXT)
 
