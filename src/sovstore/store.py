@@ -404,7 +404,7 @@ class _Decoder:
         if not foreign:
             try:
                 return prefix + self._names.decode_segment(path, segment), False
-            except IntegrityError:
+            except (FormatError, IntegrityError):
                 _log.warning("%r: a name at the host that this store did not make", name)
         # Escaped, so that a hostile name can be neither '..' nor a path of its own.
         return prefix + (quote(segment, safe="") if segment.strip(".") else "%2E" * len(segment)), True

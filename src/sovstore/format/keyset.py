@@ -18,7 +18,7 @@ from sovstore.format import canonical
 from sovstore.format.cobblestone import hkdf_expand, open_message, seal_message
 from sovstore.format.header import ID, KEY
 from sovstore.format.names import EncryptedNames, Names, PlainNames
-from sovstore.format.recovery import SEAL, Recipient
+from sovstore.format.recovery import Recipient
 from sovstore.secret import Secret
 
 MAX_FILE = 2 * 2**20
@@ -335,6 +335,8 @@ class ParsedKeyset:
             When any key, the tag, the store or the fingerprint is not the right one.
         """
         self._check_store(store_id)
+        if len(ksk) != KEY:
+            raise IntegrityError("keyset: failed authentication", path=_WHAT)
 
         def opened(key_id: bytes, sealed: bytes, purpose: str) -> Secret:
             return Secret(open_message(ksk, _key_context(store_id, key_id, purpose), sealed, what=_WHAT))
@@ -407,6 +409,8 @@ def _parse_wraps(entries: list[object]) -> dict[str, bytes]:
     if len(entries) > MAX_WRAPS:
         raise FormatError(f"keyset: more than {MAX_WRAPS} wraps", path=_WHAT)
     fields = [canonical.Fields(entry, "kek wrapped", what=_WHAT) for entry in entries]
+    if not all(f.text("kek").isascii() and f.text("kek").isprintable() for f in fields):
+        raise FormatError("keyset: a KEK URI is not printable ASCII", path=_WHAT)
     wraps = {f.text("kek"): f.base64("wrapped", 1, MAX_WRAPPED) for f in fields}
     _ascending([f.text("kek") for f in fields], "wraps")
     return wraps
@@ -415,7 +419,7 @@ def _parse_wraps(entries: list[object]) -> dict[str, bytes]:
 def _parse_seals(entries: list[object]) -> dict[bytes, bytes]:
     fields = [canonical.Fields(entry, "recipient seal", what=_WHAT) for entry in entries]
     _ascending([f.text("recipient") for f in fields], "recovery")
-    return {f.identifier("recipient"): f.base64("seal", SEAL, SEAL) for f in fields}
+    return {f.identifier("recipient"): f.base64("seal", 1, MAX_BODY) for f in fields}
 
 
 def _ascending(values: list[str], member: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import unicodedata
 from functools import lru_cache
 from typing import Protocol
@@ -11,7 +10,7 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-from sovstore.errors import IntegrityError, PathError
+from sovstore.errors import FormatError, IntegrityError, PathError
 
 RESERVED = ".sovstore"
 MAX_NAME = 900
@@ -115,10 +114,15 @@ class PlainNames:
 
         Raises
         ------
-        IntegrityError
+        FormatError
             When the host lists a name that no path has.
         """
-        return _listed(parent, name, name)
+        try:
+            if name and self.encode(_join(parent, name)).rpartition("/")[2] == name:
+                return name
+        except PathError as exc:
+            raise _not_ours(name) from exc
+        raise _not_ours(name)
 
 
 class EncryptedNames:
@@ -162,7 +166,7 @@ class EncryptedNames:
             if (size := len(segment.encode())) > MAX_SEGMENT:
                 raise _too_long(path, "segment", size, MAX_SEGMENT)
             encoded.append(self._segment(parent, segment))
-            parent = f"{parent}/{segment}" if parent else segment
+            parent = _join(parent, segment)
         name = "/".join(encoded)
         if len(name) > MAX_NAME:
             raise _too_long(path, "encrypted path", len(name), MAX_NAME)
@@ -181,27 +185,34 @@ class EncryptedNames:
         Raises
         ------
         IntegrityError
-            When it was not encrypted by this key for this store and folder, or is an alias of a name that was.
+            When it was not encrypted by this key for this store and folder.
+        FormatError
+            When it is no encoded name, or an alias of one.
         """
         try:
             sealed = base64.b64decode(name + "=" * (-len(name) % 4), altchars=b"-_", validate=True)
+        except ValueError as exc:
+            raise _not_ours(name) from exc
+        if len(sealed) < 2 * _BLOCK:
+            raise _not_ours(name)
+        try:
             padded = self._siv.decrypt(sealed, [self._store_id, parent.encode()])
-            segment = padded.rstrip(b"\0").removesuffix(b"\x80").decode()
-        except (InvalidTag, ValueError, binascii.Error) as exc:
+        except InvalidTag as exc:
             raise IntegrityError(f"{name!r}: the name failed authentication", path=name) from exc
-        _listed(parent, name, segment)
-        # One plaintext has one name: base64 with other spare bits, or another padding, is refused here.
-        if self._encode_segment(parent, segment) != name:
-            raise IntegrityError(f"{name!r}: the name failed authentication", path=name)
-        return segment
+        try:
+            segment = padded.rstrip(b"\0").removesuffix(b"\x80").decode()
+            # One path has one name: base64 with other spare bits, another padding, or a path that breaks the grammar or
+            # a limit is refused here.
+            if self.encode(_join(parent, segment)).rpartition("/")[2] == name:
+                return segment
+        except (UnicodeDecodeError, PathError) as exc:
+            raise _not_ours(name) from exc
+        raise _not_ours(name)
 
 
-def _listed(parent: str, name: str, segment: str) -> str:
-    """Return `segment`, which the host listed as `name`, when a path may hold it."""
-    try:
-        check_path(f"{parent}/{segment}" if parent else segment)
-        if "/" in segment:
-            raise PathError(f"{segment!r}: '/' inside a segment")
-    except PathError as exc:
-        raise IntegrityError(f"{name!r}: the name failed authentication", path=name) from exc
-    return segment
+def _not_ours(name: str) -> FormatError:
+    return FormatError(f"{name!r}: not the name of any path", path=name, hint="sovstore did not write it")
+
+
+def _join(parent: str, segment: str) -> str:
+    return f"{parent}/{segment}" if parent else segment

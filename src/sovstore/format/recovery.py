@@ -20,8 +20,6 @@ from sovstore.format import canonical
 
 _SUITE = hpke.Suite(hpke.KEM.MLKEM1024_P384, hpke.KDF.HKDF_SHA512, hpke.AEAD.AES_256_GCM)
 _MLKEM_SEED, _MLKEM_PUBLIC, _P384_SCALAR, _P384_PUBLIC = 64, 1568, 48, 97
-#: Bytes of a seal: the encapsulation, the KSK and a tag.
-SEAL = 1568 + 97 + 32 + 16
 _KEY_FORMAT = "sovstore recovery key 1"
 _RECIPIENT_FORMAT = "sovstore recovery recipient 1"
 _FILE_LIMIT = 16384
@@ -164,7 +162,7 @@ class RecoveryKey:
 def _load(raw: bytes, kind: str, mlkem_len: int, p384_len: int, what: str) -> tuple[bytes, bytes]:
     try:
         fields = canonical.Fields(
-            canonical.load(raw.rstrip(b"\n"), limit=_FILE_LIMIT, what=what),
+            canonical.load(raw.removesuffix(b"\n"), limit=_FILE_LIMIT, what=what),
             "format mlkem1024 p384",
             what=what,
         )

@@ -133,7 +133,7 @@ def _parse(uri: str) -> Path:
 
 def _read(raw: bytes, uri: str) -> canonical.Fields:
     members = "cipher format kdf key lanes memory_kib passes salt"
-    fields = canonical.Fields(canonical.load(raw.rstrip(b"\n"), limit=_FILE_LIMIT, what=uri), members, what=uri)
+    fields = canonical.Fields(canonical.load(raw.removesuffix(b"\n"), limit=_FILE_LIMIT, what=uri), members, what=uri)
     fields.choice("format", _FORMAT)
     fields.choice("cipher", "AES-256-GCM")
     fields.choice("kdf", "argon2id")
