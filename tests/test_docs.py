@@ -1,0 +1,70 @@
+"""Every command, extra, setting, provider and error class is documented, and every snippet runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sovstore import config, errors
+from tests import snippets
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/configuration.md", 3)])
+def test_snippets_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOVSTORE_PASSPHRASE", "of the documentation tests")
+    if page != "README.md":
+        # The other pages go on where the README's first recipe ends.
+        config.write_settings(
+            tmp_path / "sovstore.toml",
+            "cohortes",
+            {"provider": "local", "root": "first-host", "kek": "keyfile:~/cohortes.key"},
+        )
+        subprocess.run(
+            [Path(sys.executable).parent / "sovstore", "init", "cohortes"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+    assert snippets.run(ROOT / page, tmp_path) == count
+
+
+def test_the_two_commands_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for target in ("demo", "test"):
+        assert re.search(rf"^make {target}\b", readme, re.MULTILINE)
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_error_class_is_documented() -> None:
+    page = (ROOT / "docs/errors.md").read_text()
+    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.SovstoreError)]
+    assert len(classes) == 20
+    for cls in classes:
+        if cls is not errors.SovstoreError:
+            assert f"| `{cls.__name__}` |" in page, cls.__name__
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{cls.__name__}` |"))
+            assert int(row.split("|")[3]) == cls.exit_code, cls.__name__
+
+
+def test_every_setting_provider_and_extra_is_documented() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in (*config._SETTINGS, *config._PROVIDERS, *project["optional-dependencies"]):
+        assert f"`{name}`" in page, name
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    assert len(pages) >= 9
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
