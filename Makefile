@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 AZURITE := tests/servers/azurite
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
-TYPED := src tests/conftest.py tests/servers $(wildcard tools)
+TYPED := src benchmarks tests/conftest.py tests/servers $(wildcard tools)
 
 # $(call step,what,commands joined by &&): one line per step; its output is shown only when it fails.
 define step
@@ -31,7 +31,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # The build backend is installed apart, so it is pinned apart.
 PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --editable
 
-.PHONY: help test check lint pytest unit demo venv servers format clean
+.PHONY: help test check lint pytest unit demo bench venv servers format clean
 
 help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -58,6 +58,9 @@ unit: venv ## Run the tests that need no server; ARGS="..." goes to pytest
 # With the development set-up there is nothing more to install; without it the runtime is enough.
 demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (needs no server)
 	@$(BIN)/sovstore demo $(ARGS)
+
+bench: venv ## Measure, side by side in one run; ARGS="--mib 1024" and the like
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 venv: $(VENV)/.dev ## Make .venv with the package, every extra and the development tools
 	@:

@@ -21,7 +21,7 @@ def snippets(page: Path) -> list[tuple[str, str]]:
 def run(page: Path, folder: Path) -> int:
     """Run every snippet of a page and return how many there were.
 
-    TOML is written to ``sovstore.toml``: a table that is there already is updated, as a person would who edits the file.
+    TOML goes into ``sovstore.toml``: a table that is there already is updated, as a person would who edits the file.
     """
     from sovstore import config
 
