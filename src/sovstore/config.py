@@ -247,12 +247,16 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
         if key in values and (len(values[key]) != length or not _HEX.fullmatch(values[key])):
             hint = "copy it from where the store was made"
             raise ConfigError(f"{where}: {key} is not {length} lower-case hexadecimal digits", path=where, hint=hint)
+    scheme, url, rest = values["root"].partition("://")
+    if values["provider"] == "fsspec" and url:
+        values.setdefault("protocol", scheme)
     if (values["provider"] == "fsspec") != ("protocol" in values):
-        hint = 'write protocol = "sftp" and the like with provider = "fsspec", and only there'
+        hint = 'with provider = "fsspec", and only there, write root = "sftp://…", or protocol = "sftp" beside it'
         raise ConfigError(f"{where}: 'protocol' goes with provider \"fsspec\"", path=where, hint=hint)
     base = source.parent if source else Path.cwd()
-    if values["provider"] == "local":
-        values["root"] = _absolute(values["root"], base)
+    if values["provider"] == "local" or values.get("protocol") in ("file", "local"):
+        # Not the folder that a process happens to be in: another one would find no store, or make a second.
+        values["root"] = _absolute(rest if url else values["root"], base)
     for key in ("passphrase_file", "backup"):
         if key in values:
             values[key] = _absolute(values[key], base)
@@ -291,7 +295,9 @@ def _refuse_secrets(options: Mapping[str, Any], where: str) -> None:
         if isinstance(value, dict):
             _refuse_secrets(value, where)
         if key in _SECRET_OPTIONS:
-            hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_CONNECTION_STRING in the environment"
+            hint = (
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_CONNECTION_STRING in the environment"
+            )
             message = f"{where}: option {key!r} is a secret, and the file is no place for one"
             raise ConfigError(message, path=where, hint=hint)
 
