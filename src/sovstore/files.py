@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import logging
 import opcode
 import os
 import sys
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
 
 from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.caching import BaseCache
@@ -30,12 +32,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("sovstore")
 _WITH_EXCEPT_START = opcode.opmap["WITH_EXCEPT_START"]
+_marks = itertools.count(1)
 
 
 def handled_exception() -> int:
     """Return a mark of the exception that this thread is handling now; 0 for none."""
     exc = sys.exc_info()[1]
-    return 0 if exc is None else id(exc)
+    if exc is None:
+        return 0
+    # Not its address: a later exception may be put where this one lay, and would then be taken for it. Not a reference
+    # to it either, which would keep everything alive that its traceback holds, this file among it.
+    if "_sovstore_mark" not in exc.__dict__:
+        exc.__dict__["_sovstore_mark"] = next(_marks)
+    mark: int = exc.__dict__["_sovstore_mark"]
+    return mark
 
 
 def leaving_by_exception(known: int) -> bool:
@@ -123,6 +133,14 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         data: bytes = self.fs._sync(self._reader.read, start, end)
         return data
 
+    def readline(self, size: int | None = -1) -> bytes:
+        """Return one line, of at most `size` bytes; fsspec's own asks for a whole block for each."""
+        line: bytes = self.readuntil(b"\n", blocks=CHUNK)
+        if size is not None and 0 <= size < len(line):
+            self.seek(size - len(line), os.SEEK_CUR)
+            return line[:size]
+        return line
+
     @property
     def details(self) -> dict[str, Any]:
         """What ``fs.info`` says of the object that was opened."""
@@ -152,6 +170,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         self._pending: Future[None] | None = None
         self._opened_under = handled_exception()
         self._pid = os.getpid()
+        self._lost = False
 
     def write(self, data: Any) -> int:  # any buffer
         """Append bytes and return how many they are.
@@ -161,10 +180,12 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         StoreError
             When the host refused this or an earlier block; the write is given up then.
         """
-        if self.closed:
-            raise ValueError("I/O operation on closed file.")
         view = memoryview(data).cast("B")
         size = len(view)
+        if self._lost:
+            return size
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
         if self._block:
             room = BLOCK - len(self._block)
             self._block += view[:room]
@@ -247,6 +268,11 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         else:
             self.close()
 
+    def _dealloc_warn(self, source: object) -> None:
+        """Give the write up: `io.TextIOWrapper` calls this when it is lost without a close, just before."""
+        self._lost = True
+        self.__del__()
+
     def __del__(self) -> None:
         """Give the write up: nobody said that it was complete."""
         if not self.closed:
@@ -254,6 +280,63 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
                 _log.warning("%s: the write was given up, since its file was never closed", self.path)
                 self.discard()
             self.closed = True
+
+
+class CompressedFile:
+    """A compressor over a file of a store: closing it closes both. Like the file itself, losing it gives the write up.
+
+    Parameters
+    ----------
+    wrapped : binary file
+        The compressor; most of them leave what they wrap open when they are closed.
+    file : SovReader or SovWriter
+        The file of the store.
+    """
+
+    def __init__(self, wrapped: Any, file: Any) -> None:
+        self._wrapped, self._file = wrapped, file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def __iter__(self) -> Any:
+        return iter(self._wrapped)
+
+    def __next__(self) -> Any:
+        return next(self._wrapped)
+
+    def close(self) -> None:
+        """Close both; what was written becomes visible."""
+        try:
+            self._wrapped.close()
+        except BaseException:
+            self.discard()
+            raise
+        self._file.close()
+
+    def discard(self) -> None:
+        """Give the write up; what was at the path before stays."""
+        self._file.discard()
+        # It wants to write its end into the file, which takes no more.
+        with suppress(Exception):
+            self._wrapped.close()
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        """Close both, or give the write up after an exception."""
+        if exc_type is not None:
+            self.discard()
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        """Give the write up: nobody said that it was complete."""
+        self._file.__del__()
+        with suppress(Exception):
+            self._wrapped.close()
 
 
 class TextFile(io.TextIOWrapper):
@@ -274,7 +357,7 @@ class TextFile(io.TextIOWrapper):
     def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
         """Close the file, or give the write up after an exception."""
         if exc_type is not None and isinstance(self._file, SovWriter):
-            self._file.discard()
+            self.buffer.discard()  # type: ignore[attr-defined]  # a SovWriter, or a CompressedFile over it
             return
         self.close()
 

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +24,8 @@ from uuid import uuid4
 
 from fsspec.asyn import AsyncFileSystem, get_loop, sync
 from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.compression import compr
+from fsspec.core import get_compression
 from fsspec.utils import isfilelike, stringify_path
 
 from sovstore import config as configuration
@@ -33,14 +36,15 @@ from sovstore.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     PathError,
+    SovstoreError,
     StoreError,
     UnsupportedError,
 )
-from sovstore.files import AsyncReader, AsyncWriter, SovReader, SovWriter, TextFile, check_mode
+from sovstore.files import AsyncReader, AsyncWriter, CompressedFile, SovReader, SovWriter, TextFile, check_mode
 from sovstore.format.cobblestone import CHUNK
 from sovstore.format.recovery import RecoveryKey
 from sovstore.keysets import read_file
-from sovstore.objects import BLOCK, ObjectReader
+from sovstore.objects import BLOCK, ObjectReader, ObjectWriter
 from sovstore.store import Entry, Store
 
 T = TypeVar("T")
@@ -63,8 +67,10 @@ class _Configured(type(AsyncFileSystem)):  # type: ignore[misc]  # fsspec has no
     """Lets a cached instance be reused only while the configuration that it was made from has not changed."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # as fsspec
-        if kwargs.get("config") is not None:
-            kwargs["config"] = os.path.abspath(os.path.expanduser(os.fspath(kwargs["config"])))
+        # Absolute, since a pickle may be opened by a process with another working folder.
+        for option in ("config", "recovery_key"):
+            if kwargs.get(option) is not None:
+                kwargs[option] = os.path.abspath(os.path.expanduser(os.fspath(kwargs[option])))
         token = _surroundings.set(_fingerprint(kwargs.get("config")))
         try:
             return super().__call__(*args, **kwargs)
@@ -364,16 +370,21 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
             raise IsFolderError(
                 f"{target}: is a folder of this machine", path=str(target), hint="name the file to write"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:200]}.{uuid4().hex[:8]}.part")
+        temporary = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.part")
         try:
-            with temporary.open("xb") as file:
-                await _pour(reader, file, callback)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            async with self.store.transfer(reader.plain_size):
+                with temporary.open("xb") as file:
+                    await _pour(reader, file, callback)
             temporary.replace(target)
+        except SovstoreError:
+            # Some of ours are an `OSError` too, and are about the store, not about this machine.
+            raise
         except OSError as exc:
             raise _local_error(exc, target) from exc
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     # Writing
 
@@ -388,30 +399,34 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
             await self._makedirs(rpath, exist_ok=True)
             return
         with await asyncio.to_thread(open, lpath, "rb") as file:
-            callback.set_size(os.fstat(file.fileno()).st_size)
-            writer = await self.store.writer(rpath, create=mode == "create")
-            block = bytearray(BLOCK)
+            size = os.fstat(file.fileno()).st_size
+            callback.set_size(size)
+            async with self.store.transfer(size):
+                await self._pour_in(file, size, await self.store.writer(rpath, create=mode == "create"), callback)
 
-            def next_block() -> tuple[memoryview, int]:
-                size = file.readinto(block)
-                return writer.seal(memoryview(block)[:size]), size
+    async def _pour_in(self, file: Any, size: int, writer: ObjectWriter, callback: Any) -> None:
+        """Seal a local file as an object: one block is on its way while the next is read and sealed in a thread."""
+        block = bytearray(max(1, min(BLOCK, size)))
 
-            try:
-                sealed, size = await asyncio.to_thread(next_block)
-                while size:
-                    # One block is on its way to the host while the next is read and sealed in a thread.
-                    sending = asyncio.ensure_future(writer.send(sealed))
-                    try:
-                        (sealed, following) = await asyncio.to_thread(next_block)
-                    finally:
-                        await sending
-                    callback.relative_update(size)
-                    size = following
-                await writer.send(sealed)
-                await writer.commit()
-            except BaseException:
-                await writer.abort()
-                raise
+        def next_block() -> tuple[memoryview, int]:
+            read = file.readinto(block)
+            return writer.seal(memoryview(block)[:read]), read
+
+        try:
+            sealed, read = await asyncio.to_thread(next_block)
+            while read:
+                sending = asyncio.ensure_future(writer.send(sealed))
+                try:
+                    sealed, following = await asyncio.to_thread(next_block)
+                finally:
+                    await sending
+                callback.relative_update(read)
+                read = following
+            await writer.send(sealed)
+            await writer.commit()
+        except BaseException:
+            await writer.abort()
+            raise
 
     def _open(
         self,
@@ -449,17 +464,12 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         ObjectNotFoundError, ObjectExistsError, IntegrityError, FormatError
             As the mode says. Nothing that was not authenticated is ever returned.
         """
-        if "b" in mode:
-            return super().open(path, mode, **kwargs)
         text = {key: kwargs.pop(key) for key in ("encoding", "errors", "newline") if key in kwargs}
-        compression = kwargs.pop("compression", None)
-        file = wrapped = self.open(path, mode.replace("t", "") + "b", **kwargs)
+        compression = get_compression(path, kwargs.pop("compression", None))
+        file = wrapped = super().open(path, mode if "b" in mode else mode.replace("t", "") + "b", **kwargs)
         if compression is not None:
-            from fsspec.compression import compr
-            from fsspec.core import get_compression
-
-            wrapped = compr[get_compression(path, compression)](file, mode=file.mode[0])
-        return TextFile(wrapped, file, **text)
+            wrapped = CompressedFile(compr[compression](file, mode=file.mode[0]), file)
+        return wrapped if "b" in mode else TextFile(wrapped, file, **text)
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> AsyncReader | AsyncWriter:
         """Open an object for ``await``: read in order (``rb``), or written (``wb``, ``xb``)."""
@@ -511,7 +521,12 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         sync(self.loop, self._mv, path1, path2, recursive=recursive, maxdepth=maxdepth)
 
     async def _rm_file(self, path: str, **kwargs: Any) -> None:
-        await self._rm(path)
+        # Not `_rm`, which takes '*' in the name of an object for a pattern.
+        path = self._strip_own(path)
+        entry = await self.store.stat(path)
+        if entry.folder:
+            raise IsFolderError(f"{path}: is a folder", path=path, hint="use rmdir, or rm with recursive=True")
+        await self.store.delete([entry])
 
     async def _rm(
         self,
@@ -566,7 +581,8 @@ class SovFileSystem(AsyncFileSystem, metaclass=_Configured):  # type: ignore[mis
         kind = await self._type(path)
         if kind == "file" or (kind and not exist_ok):
             raise ObjectExistsError(f"{path}: exists already", path=path)
-        if not kind:
+        # Also when there is one: on some hosts it may only be implied by an object in it, and go away with that.
+        if path:
             await self.store.make_folder(path)
 
     async def _rmdir(self, path: str) -> None:

@@ -27,7 +27,7 @@ FIRST_WHOLE = OVERHEAD + 16 * WIRE_CHUNK
 #: Bytes at the end of an object fetched with its last chunk: readers of Parquet ask for its footer next.
 _TAIL_CHUNKS = 4
 #: Chunks fetched by one ranged read, and how many of these are under way at once.
-_WINDOW = 4 * 64
+_WINDOW = 128
 _AHEAD = 3
 
 A = TypeVar("A")
@@ -160,25 +160,31 @@ class ObjectReader:
     def _span_size(self, span: range) -> int:
         return min(self.plain_size, span.stop * CHUNK) - span.start * CHUNK
 
-    def _open_span(self, span: range, sealed: memoryview) -> bytearray:
-        """Return the plaintext of whole chunks."""
-        size = self._span_size(span)
-        same_length(self.path, len(sealed), size + TAG * len(span))
-        out = bytearray(size)
-        self._opener.open_into(span.start, sealed, memoryview(out))
+    def _open_span(self, span: range, sealed: memoryview, buffer: bytearray | None = None) -> memoryview:
+        """Return the plaintext of whole chunks, in `buffer` when there is one."""
+        out = self._room(span, sealed, buffer)
+        self._opener.open_into(span.start, sealed, out)
         return out
 
-    async def _chunks(self, span: range) -> bytearray:
+    def _room(self, span: range, sealed: memoryview, buffer: bytearray | None) -> memoryview:
+        size = self._span_size(span)
+        same_length(self.path, len(sealed), size + TAG * len(span))
+        return memoryview(bytearray(size) if buffer is None else buffer)[:size]
+
+    async def _chunks(self, span: range, buffer: bytearray | None = None) -> memoryview:
         """Return the plaintext of whole chunks, from what is cached or from the host."""
         for cached in self._cached:
             if cached.holds(span):
-                return self._open_span(span, cached.slice(span))
+                return self._open_span(span, cached.slice(span), buffer)
         start = wire_offset(span.start)
         end = min(wire_offset(span.stop), self.stat.size)
-        sealed = await self._backend.read(self.stat.name, start, end, etag=self.stat.etag)
+        sealed = memoryview(await self._backend.read(self.stat.name, start, end, etag=self.stat.etag))
         if len(span) < 16:
-            return self._open_span(span, memoryview(sealed))
-        return await asyncio.to_thread(self._open_span, span, memoryview(sealed))
+            return self._open_span(span, sealed, buffer)
+        # Taken here and not in the thread: each thread of the allocator keeps what it once had.
+        out = self._room(span, sealed, buffer)
+        await asyncio.to_thread(self._opener.open_into, span.start, sealed, out)
+        return out
 
     def clamp(self, start: int | None, end: int | None) -> tuple[int, int]:
         """Return a range as Python's slices would take it on `plain_size` bytes."""
@@ -201,15 +207,21 @@ class ObjectReader:
             if not span:
                 return b""
             chunks = await self._chunks(span)
-            return bytes(memoryview(chunks)[start - span.start * CHUNK : end - span.start * CHUNK])
-        # BytesIO hands its buffer over; a bytearray would have to be copied once more.
+            return bytes(chunks[start - span.start * CHUNK : end - span.start * CHUNK])
+        # BytesIO hands its buffer over; a bytearray would have to be copied once more. Its size is set first, since it
+        # would move what it has when it grows.
         whole = io.BytesIO()
+        whole.seek(end - start - 1)
+        whole.write(b"\0")
+        whole.seek(0)
         async for piece in self.stream(start, end):
             whole.write(piece)
         return whole.getvalue()
 
     async def stream(self, start: int = 0, end: int | None = None) -> AsyncIterator[memoryview]:
-        """Yield plaintext bytes [start, end) in order, in pieces of at most 4 MiB, reading a few ahead.
+        """Yield plaintext bytes [start, end) in order, in pieces of at most 2 MiB, reading a few ahead.
+
+        A piece is valid until the next is asked for: its buffer is used again.
 
         Raises
         ------
@@ -219,17 +231,20 @@ class ObjectReader:
         start, end = self.clamp(start, end)
         span = chunk_span(start, end)
         windows = deque(range(n, min(n + _WINDOW, span.stop)) for n in range(span.start, span.stop, _WINDOW))
-        under_way: deque[tuple[range, asyncio.Task[bytearray]]] = deque()
+        under_way: deque[tuple[range, asyncio.Task[memoryview]]] = deque()
+        # Fresh buffers would be given back to the system and asked for again at every turn, which costs more than AES.
+        buffers = [bytearray(min(_WINDOW, len(span)) * CHUNK) for _ in range(min(_AHEAD + 1, len(windows)))]
         try:
             while windows or under_way:
                 while windows and len(under_way) < _AHEAD:
                     window = windows.popleft()
-                    under_way.append((window, asyncio.ensure_future(self._chunks(window))))
+                    under_way.append((window, asyncio.ensure_future(self._chunks(window, buffers[0]))))
+                    buffers.append(buffers.pop(0))
                 window, task = under_way[0]
                 plain = await task
                 under_way.popleft()
                 base = window.start * CHUNK
-                yield memoryview(plain)[max(0, start - base) : end - base]
+                yield plain[max(0, start - base) : end - base]
         finally:
             for _, task in under_way:
                 task.cancel()
@@ -292,8 +307,14 @@ class ObjectWriter:
         """
         if not self._open:
             raise StoreError(f"{self.path}: the write was given up", path=self.path)
-        if sealed:
+        if not sealed:
+            return
+        try:
             await self._upload.write(sealed)
+        except BaseException:
+            # A gap may be in what the host has now; no later commit must make it visible.
+            await self.abort()
+            raise
 
     async def write(self, plain: bytes | bytearray | memoryview) -> None:
         """Seal and send any number of bytes."""

@@ -8,10 +8,11 @@ import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import NoReturn
-from urllib.parse import quote
+from typing import Any, NoReturn
+from urllib.parse import quote, unquote
 
 from sovstore import keysets
 from sovstore.backends.base import Backend, Stat
@@ -36,6 +37,11 @@ from sovstore.kms.base import Access
 from sovstore.objects import ObjectReader, ObjectWriter
 
 _log = logging.getLogger("sovstore")
+
+
+#: Objects larger than this take turns when many are moved, so that memory stays bounded; each has parallel requests.
+_LARGE = 4 * 2**20
+_LARGE_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class _PerLoop:
     backend: Backend
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     swept: bool = False
+    large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_AT_ONCE))
 
 
 class Store:
@@ -132,6 +139,10 @@ class Store:
     def backend(self) -> Backend:
         """The backend of the running event loop."""
         return self._per_loop().backend
+
+    def transfer(self, size: int) -> AbstractAsyncContextManager[Any]:
+        """Return what to hold while an object of `size` plaintext bytes is moved from or to a local file."""
+        return self._per_loop().large if size > _LARGE else nullcontext()
 
     async def keyset(self, *, reload: bool = False) -> Keyset:
         """Return the keyset, opened once. One call to the KMS.
@@ -225,19 +236,30 @@ class Store:
 
     async def _missing(self, path: str, cause: ObjectNotFoundError) -> StoreError | FormatError:
         """Return the error for a path that is not there: maybe it is a folder, or a foreign name from a listing."""
-        try:
-            if (await self.stat(path)).folder:
-                return IsFolderError(f"{path}: is a folder", path=path)
-        except ObjectNotFoundError:
-            pass
-        parent, _, last = path.rpartition("/")
-        async for entry in self.list(parent):
-            if entry.foreign and entry.path == path:
-                return FormatError(
-                    f"{path}: not an object of this store: its name {last!r} does not decrypt", path=path
-                )
+        names = [await self.name(path), *await self._raw_names(path)]
+        # One look at each and no listing: readers of sparse data ask for what is not there all the time.
+        folder, *others = await asyncio.gather(*map(self._look, names))
+        if folder is not None and folder.folder:
+            return IsFolderError(f"{path}: is a folder", path=path)
+        decoder = _Decoder((await self._opened()).names, "", "")
+        if any(decoder.decode(found.name) == (path, True) for found in others if found is not None):
+            return FormatError(f"{path}: not an object of this store: its name does not decrypt", path=path)
         del cause
         return ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path)
+
+    async def _raw_names(self, path: str) -> list[str]:
+        """Return the names that a listing would show as `path` although this store did not make them."""
+        raw = [unquote(segment, errors="surrogateescape") for segment in path.split("/")]
+        if raw[0].lower() == RESERVED or any(s in ("", ".", "..") or "/" in s or "\0" in s for s in raw):
+            return []
+        folder = await self.name(path.rpartition("/")[0])
+        return list({"/".join(raw), f"{folder}/{raw[-1]}" if folder else raw[-1]})
+
+    async def _look(self, name: str) -> Stat | None:
+        try:
+            return await self.backend.stat(name)
+        except ObjectNotFoundError:
+            return None
 
     async def stat(self, path: str) -> Entry:
         """Return what is known of an object or folder without opening it: one request.
@@ -395,11 +417,19 @@ class _Decoder:
 
     def decode(self, name: str) -> tuple[str, bool]:
         """Return the path of a name, and whether it is foreign."""
-        parent_name, _, segment = name.rpartition("/")
-        parent = self._folders.get(parent_name)
-        if parent is None:
-            parent = self._folders[parent_name] = self.decode(parent_name)
+        parent_name = name.rpartition("/")[0]
+        unknown = []
+        # No recursion: a host may list names of any depth.
+        while (parent := self._folders.get(parent_name)) is None:
+            unknown.append(parent_name)
+            parent_name = parent_name.rpartition("/")[0]
+        for folder in reversed(unknown):
+            parent = self._folders[folder] = self._below(parent, folder)
+        return self._below(parent, name)
+
+    def _below(self, parent: tuple[str, bool], name: str) -> tuple[str, bool]:
         path, foreign = parent
+        segment = name.rpartition("/")[2]
         prefix = f"{path}/" if path else ""
         if not foreign:
             try:
@@ -407,7 +437,8 @@ class _Decoder:
             except (FormatError, IntegrityError):
                 _log.warning("%r: a name at the host that this store did not make", name)
         # Escaped, so that a hostile name can be neither '..' nor a path of its own.
-        return prefix + (quote(segment, safe="") if segment.strip(".") else "%2E" * len(segment)), True
+        escaped = quote(segment, safe="", errors="surrogateescape") if segment.strip(".") else "%2E" * len(segment)
+        return prefix + escaped, True
 
 
 async def create(config: StoreConfig, access: Access, record: Callable[[dict[str, str]], None]) -> Keyset:

@@ -11,10 +11,14 @@ import errno
 import fcntl
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sovstore.backends.base import TEMPORARY, Backend, Stat, Upload
 from sovstore.errors import (
@@ -29,6 +33,10 @@ from sovstore.errors import (
 
 #: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
 _SLICE = 2**24
+_THREADS = 4
+
+T = TypeVar("T")
+_Run = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 @contextmanager
@@ -94,6 +102,15 @@ class LocalBackend(Backend):
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
+        # Few threads, whatever the number of cores: each keeps some of the memory that it once used.
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local")
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def close(self) -> None:
+        """Let the threads end."""
+        self._executor.shutdown(wait=False)
 
     def _path(self, name: str) -> Path:
         return self._root / name if name else self._root
@@ -105,11 +122,11 @@ class LocalBackend(Backend):
             with _mapped(name):
                 return _stat(name, os.stat(self._path(name)))
 
-        return await asyncio.to_thread(work)
+        return await self._run(work)
 
     async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
         """Return bytes [start, end) of a file."""
-        return await asyncio.to_thread(self._read, name, start, end, etag)
+        return await self._run(partial(self._read, name, start, end, etag))
 
     def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
         with _mapped(name):
@@ -130,13 +147,13 @@ class LocalBackend(Backend):
 
     async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
         """Return a write that goes to a temporary file of the same file system."""
-        return await asyncio.to_thread(_LocalUpload, self._root, name, create=create, if_match=if_match)
+        return await self._run(partial(_LocalUpload, self._root, name, self._run, create=create, if_match=if_match))
 
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
         """Yield the entries of a folder; symbolic links to folders are not followed."""
         waiting = [folder]
         while waiting:
-            found = await asyncio.to_thread(self._scan, waiting.pop())
+            found = await self._run(partial(self._scan, waiting.pop()))
             for entry in found:
                 if recursive and entry.folder:
                     waiting.append(entry.name)
@@ -167,18 +184,18 @@ class LocalBackend(Backend):
                     else:
                         self._path(name).unlink()
 
-        await asyncio.to_thread(work)
+        await self._run(work)
 
     async def copy(
         self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
     ) -> None:
         """Copy a file with its head replaced; the system shares the blocks where it can."""
-        await asyncio.to_thread(self._copy, source, target, head, etag, create=create)
+        await self._run(partial(self._copy, source, target, head, etag, create=create))
 
     def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
         with _mapped(source):
             descriptor = os.open(self._path(source), os.O_RDONLY)
-        upload = _LocalUpload(self._root, target, create=create, if_match=None)
+        upload = _LocalUpload(self._root, target, self._run, create=create, if_match=None)
         try:
             status = os.fstat(descriptor)
             if etag is not None and _etag(status) != etag:
@@ -200,11 +217,11 @@ class LocalBackend(Backend):
             with _mapped(name, writing=True):
                 self._path(name).mkdir(parents=True, exist_ok=True)
 
-        await asyncio.to_thread(work)
+        await self._run(work)
 
     async def sweep(self) -> int:
         """Delete the temporary files that no live process has locked."""
-        return await asyncio.to_thread(self._sweep)
+        return await self._run(self._sweep)
 
     def _sweep(self) -> int:
         swept = 0
@@ -236,9 +253,12 @@ def _not_found_passes(name: str) -> Iterator[None]:
 class _LocalUpload(Upload):
     """A temporary file, locked while its writer lives."""
 
-    def __init__(self, root: Path, name: str, *, create: bool, if_match: str | None) -> None:
-        self._root, self._name, self._create, self._if_match = root, name, create, if_match
+    def __init__(self, root: Path, name: str, run: _Run, *, create: bool, if_match: str | None) -> None:
+        self._run, self._root, self._name, self._create, self._if_match = run, root, name, create, if_match
         self._descriptor: int | None = None
+        # A cancelled call goes on in its thread. Without this, `abort` could close the descriptor under it, and its
+        # bytes could land in another file that was given the same number.
+        self._lock = threading.RLock()
         with _mapped(name, writing=True):
             folder = root / TEMPORARY
             folder.mkdir(parents=True, exist_ok=True)
@@ -248,16 +268,20 @@ class _LocalUpload(Upload):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
-        await asyncio.to_thread(self.write_now, data)
+        await self._run(partial(self.write_now, data))
 
     def write_now(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes, in this thread."""
+        view = memoryview(data)
+        with self._lock, _mapped(self._name):
+            descriptor = self._opened()
+            while view:
+                view = view[os.write(descriptor, view) :]
+
+    def _opened(self) -> int:
         if self._descriptor is None:
             raise StoreError(f"{self._name}: the write was given up", path=self._name)
-        view = memoryview(data)
-        with _mapped(self._name):
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+        return self._descriptor
 
     def copy_from(self, descriptor: int, start: int, end: int) -> None:
         """Append bytes [start, end) of an open file, inside the system."""
@@ -278,15 +302,13 @@ class _LocalUpload(Upload):
 
     async def commit(self) -> None:
         """Sync the file and move it into place."""
-        await asyncio.to_thread(self.commit_now)
+        await self._run(self.commit_now)
 
     def commit_now(self) -> None:
         """Sync the file and move it into place, in this thread."""
-        if self._descriptor is None:
-            raise StoreError(f"{self._name}: the write was given up", path=self._name)
         target = self._root / self._name
-        with _mapped(self._name, writing=True):
-            os.fsync(self._descriptor)
+        with self._lock, _mapped(self._name, writing=True):
+            os.fsync(self._opened())
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError as exc:
@@ -314,14 +336,15 @@ class _LocalUpload(Upload):
 
     async def abort(self) -> None:
         """Delete the temporary file."""
-        await asyncio.to_thread(self.abort_now)
+        await self._run(self.abort_now)
 
     def abort_now(self) -> None:
         """Delete the temporary file, in this thread."""
-        if self._descriptor is not None:
-            with suppress(OSError):
-                os.unlink(self._temporary)
-            self._close()
+        with self._lock:
+            if self._descriptor is not None:
+                with suppress(OSError):
+                    os.unlink(self._temporary)
+                self._close()
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
