@@ -1,0 +1,138 @@
+"""The host's side of a store under test: what it holds, changed behind the store's back, and a host that counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from sovstore import store
+from sovstore.backends.base import Backend, Stat, Upload
+from sovstore.filesystem import SovFileSystem
+from sovstore.kms import keyfile
+from tests.stores import make_store, open_fs
+
+#: Providers that need no server.
+PROVIDERS = ("local", "memory")
+
+
+def cheap_key_files(patch: pytest.MonkeyPatch) -> None:
+    """Make new key files with the least Argon2id that the format allows; a store is then opened in no time."""
+    for name, value in {"_MEMORY_KIB": 8, "_PASSES": 1, "_LANES": 1}.items():
+        patch.setattr(keyfile, name, value)
+
+
+class Host:
+    """What lies at the host of one store.
+
+    Parameters
+    ----------
+    fs : SovFileSystem
+        A store of one of `PROVIDERS`.
+    """
+
+    def __init__(self, fs: SovFileSystem) -> None:
+        self.fs = fs
+        self.raw = fsspec.filesystem("memory" if fs.store.config.provider == "memory" else "file")
+        self.root = fs.store.config.root
+
+    def name(self, path: str) -> str:
+        """Return the full name at the host of an object."""
+        return f"{self.root}/{self.fs._sync(self.fs.store.name, path)}"
+
+    def get(self, path: str) -> bytes:
+        """Return the bytes of an object as they lie there."""
+        return bytes(self.raw.cat_file(self.name(path)))
+
+    def set(self, path: str, data: bytes) -> None:
+        """Replace the bytes of an object, as a host can."""
+        self.raw.pipe_file(self.name(path), data)
+
+    def get_file(self, name: str) -> bytes:
+        """Return the bytes under a name below the root."""
+        return bytes(self.raw.cat_file(f"{self.root}/{name}"))
+
+    def set_file(self, name: str, data: bytes) -> None:
+        """Replace the bytes under a name below the root."""
+        full = f"{self.root}/{name}"
+        self.raw.makedirs(full.rpartition("/")[0], exist_ok=True)
+        self.raw.pipe_file(full, data)
+
+    def unfinished(self) -> list[str]:
+        """Return the temporary objects that are there."""
+        folder = f"{self.root}/.sovstore/tmp"
+        return list(self.raw.find(folder)) if self.raw.exists(folder) else []
+
+
+def open_host(folder: Path, provider: str, name: str = "cohortes", **settings: Any) -> Host:
+    """Make a store and return the host's side of it."""
+    return Host(open_fs(make_store(folder, name, provider=provider, **settings), name))
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """Return the unfinished downloads in a local folder."""
+    return list(folder.rglob("*.part"))
+
+
+class Through(Backend):
+    """A backend that passes everything on to another one, and counts the calls.
+
+    Parameters
+    ----------
+    inner : Backend
+        The real one.
+    calls : Counter
+        Where each call is counted under the name of its method.
+    """
+
+    def __init__(self, inner: Backend, calls: Counter[str]) -> None:
+        self.inner, self.calls = inner, calls
+        self.real_folders = inner.real_folders
+
+    async def stat(self, name: str) -> Stat:
+        self.calls["stat"] += 1
+        return await self.inner.stat(name)
+
+    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+        self.calls["read"] += 1
+        return await self.inner.read(name, start, end, etag=etag)
+
+    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+        self.calls["upload"] += 1
+        return await self.inner.upload(name, create=create, if_match=if_match)
+
+    async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
+        self.calls["list"] += 1
+        async for found in self.inner.list(folder, recursive=recursive):
+            yield found
+
+    async def delete(self, names: Iterable[str]) -> None:
+        self.calls["delete"] += 1
+        await self.inner.delete(names)
+
+    async def copy(
+        self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
+    ) -> None:
+        self.calls["copy"] += 1
+        await self.inner.copy(source, target, head=head, etag=etag, create=create)
+
+    async def make_folder(self, name: str) -> None:
+        self.calls["make_folder"] += 1
+        await self.inner.make_folder(name)
+
+    async def sweep(self) -> int:
+        self.calls["sweep"] += 1
+        return await self.inner.sweep()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+def wrap_backends(patch: pytest.MonkeyPatch, wrapper: Callable[[Backend], Backend]) -> None:
+    """Put `wrapper` around the backend of every store that is opened from now on."""
+    real = store.open_backend
+    patch.setattr(store, "open_backend", lambda *args: wrapper(real(*args)))
