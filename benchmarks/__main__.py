@@ -112,9 +112,7 @@ def main() -> None:
             for case, work in cases.items():
                 results[case].append(_measure(work))
     ceiling = next(iter(results.values()))
-    print(
-        f"{args.mib} MiB, {args.rounds} rounds, {os.cpu_count()} cores, store in {args.folder or 'a temporary folder'}\n"
-    )
+    print(f"{args.mib} MiB, {args.rounds} rounds, {os.cpu_count()} cores, in {args.folder or 'a temporary folder'}\n")
     print("| case | MiB/s (median) | CPU s/GiB | times the ceiling (median; least to most) |\n|---|---|---|---|")
     for case, rows in results.items():
         speed = statistics.median(args.mib / wall for wall, _ in rows)
