@@ -1,0 +1,229 @@
+"""The configuration file, its overrides, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sovstore import config
+from sovstore.errors import ConfigError
+
+GOOD = """
+# kept
+[stores.cohortes]
+provider = "local"   # kept too
+root = "host"
+kek = "keyfile:~/k"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "sovstore.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def _refused(path: Path, text: str, message: str, hint: str = "") -> None:
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(path)
+    assert hint in (caught.value.hint or "")
+
+
+def test_defaults(file):
+    store = config.load(file).store("cohortes")
+    assert (store.provider, store.names, store.store_id, store.recovery) == ("local", "encrypted", None, ())
+    assert store.source == file
+
+
+def test_paths_are_relative_to_the_file(file, monkeypatch):
+    monkeypatch.chdir("/")
+    file.write_text(GOOD + 'backup = "b"\nrecovery = ["r.pub"]\npassphrase_file = "~/p"\n')
+    store = config.load(file).store("cohortes")
+    assert store.root == str(file.parent / "host")
+    assert store.backup_folder == file.parent / "b"
+    assert store.recovery == (str(file.parent / "r.pub"),)
+    assert store.passphrase_file == str(Path.home() / "p")
+
+
+def test_search_order(file, tmp_path, monkeypatch):
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert config.find() is None
+    config.default_path().parent.mkdir(parents=True)
+    config.default_path().write_text(GOOD)
+    assert config.find() == config.default_path()
+    (folder / "sovstore.toml").write_text(GOOD)
+    assert config.find() == folder / "sovstore.toml"
+    monkeypatch.setenv("SOVSTORE_CONFIG", str(file))
+    assert config.find() == file
+    other = tmp_path / "other.toml"
+    other.write_text(GOOD)
+    assert config.find(other) == other
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_file_that_is_not_there(tmp_path, monkeypatch, explicit):
+    missing = tmp_path / "no.toml"
+    if not explicit:
+        monkeypatch.setenv("SOVSTORE_CONFIG", str(missing))
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        config.load(missing if explicit else None)
+
+
+def test_overrides_from_the_environment(file, monkeypatch):
+    monkeypatch.setenv("SOVSTORE_STORES__COHORTES__ROOT", "/elsewhere")
+    monkeypatch.setenv("SOVSTORE_STORES__COHORTES__OPTIONS", '{ endpoint_url = "http://127.0.0.1:1" }')
+    monkeypatch.setenv("SOVSTORE_STORES__NEW__PROVIDER", "memory")
+    monkeypatch.setenv("SOVSTORE_STORES__NEW__ROOT", "/m")
+    monkeypatch.setenv("SOVSTORE_STORES__NEW__KEK", "keyfile:/k")
+    loaded = config.load(file)
+    assert loaded.store("cohortes").root == "/elsewhere"
+    assert loaded.store("cohortes").options == {"endpoint_url": "http://127.0.0.1:1"}
+    assert loaded.store("new").provider == "memory"
+
+
+def test_a_dash_in_a_store_name_is_an_underscore_in_the_environment(file, monkeypatch):
+    file.write_text(GOOD.replace("stores.cohortes", "stores.my-store"))
+    monkeypatch.setenv("SOVSTORE_STORES__MY_STORE__ROOT", "/elsewhere")
+    assert config.load(file).store("my-store").root == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("variable", "message", "hint"),
+    [
+        ("SOVSTORE_STORES__COHORTES__ROOTT", "unknown setting 'roott'", "did you mean 'root'"),
+        ("SOVSTORE_STORES__COHORTES", "not the name of a setting", "NAME__SETTING"),
+        ("SOVSTORE_STORES__COHORTES__OPTIONS", "not a TOML value", "as in TOML"),
+    ],
+)
+def test_bad_overrides(file, monkeypatch, variable, message, hint):
+    monkeypatch.setenv(variable, "{ x")
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(file)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "hint"),
+    [
+        ("root =", "rot =", "unknown setting 'rot'", "did you mean 'root'"),
+        ("[stores.", "[store.", "unknown setting 'store'", "did you mean 'stores'"),
+        ('"local"', '"locall"', "unknown provider 'locall'", "did you mean 'local'"),
+        ('"host"', "3", "root is not a string", "type"),
+        ('root = "host"\n', "", "'root' is missing", "bucket/prefix"),
+        ('kek = "keyfile:~/k"\n', "", "'kek' is missing", "keyring://"),
+        ("# kept\n", "x = [\n", "sovstore.toml", "correct that line"),
+        ("stores.cohortes", "stores.Cohortes", "not a store name", "lower-case"),
+        ("# kept too", '\nnames = "hidden"', "unknown names 'hidden'", "known: encrypted, plain"),
+        ("# kept too", '\nstore_id = "xyz"', "store_id is not 32", "copy it"),
+        ("# kept too", '\nprotocol = "sftp"', "'protocol' goes with", "fsspec"),
+        ("# kept too", '\nrecovery = "x"', "recovery is not a list", "type"),
+        ("# kept too", "\noptions = 3", "options is not a table", "type"),
+        ("# kept too", '\noptions = { secret = "canary-9" }', "option 'secret' is a secret", "AWS_SECRET_ACCESS_KEY"),
+        (
+            "# kept too",
+            '\noptions = { client_kwargs = { aws_secret_access_key = "canary-9" } }',
+            "is a secret",
+            "environment",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_to_do(file, old, new, message, hint):
+    assert old in GOOD
+    _refused(file, GOOD.replace(old, new, 1), message, hint)
+
+
+def test_stores_must_be_tables(file):
+    _refused(file, "stores = 3\n", "not a table", "[stores.NAME]")
+    _refused(file, "[stores]\ncohortes = 3\n", "not a table", "[stores.NAME]")
+
+
+def test_a_refused_secret_is_not_repeated(file):
+    file.write_text(GOOD + 'options = { secret = "canary-9" }\n')
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert "canary-9" not in str(caught.value)
+
+
+def test_an_unknown_store_names_the_nearest(file):
+    with pytest.raises(ConfigError, match="not configured in") as caught:
+        config.load(file).store("cohorts")
+    assert caught.value.hint == "did you mean 'cohortes'?"
+    with pytest.raises(ConfigError) as caught:
+        config.load(file).store("xyz")
+    assert "[stores.xyz]" in caught.value.hint
+
+
+def test_a_store_without_an_id_says_how_to_make_it(file):
+    with pytest.raises(ConfigError, match="no store_id") as caught:
+        _ = config.load(file).store("cohortes").identity
+    assert "sovstore init cohortes" in caught.value.hint
+
+
+def test_write_settings_keeps_the_rest(file):
+    file.chmod(0o600)
+    config.write_settings(file, "cohortes", {"root": "other", "store_id": "0" * 32})
+    text = file.read_text()
+    assert "# kept\n" in text
+    assert "# kept too" in text
+    assert config.load(file).store("cohortes").identity == bytes(16)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_write_settings_makes_the_file(tmp_path):
+    path = tmp_path / "new" / "sovstore.toml"
+    config.write_settings(path, "a", {"provider": "memory", "root": "/x", "kek": "keyfile:/k"})
+    assert config.load(path).store("a").provider == "memory"
+
+
+def test_write_settings_says_what_to_write_when_it_cannot(tmp_path):
+    (tmp_path / "in-the-way").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        config.write_settings(tmp_path / "in-the-way" / "sovstore.toml", "a", {"store_id": "0" * 32})
+    assert "store_id" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("root", "protocol", "expected"),
+    [("file://x/y", None, "x/y"), ("x/y", "file", "x/y"), ("sftp://h/x", None, "sftp://h/x")],
+)
+def test_fsspec_roots(file, root, protocol, expected):
+    text = GOOD.replace('"local"', '"fsspec"').replace('"host"', f'"{root}"')
+    file.write_text(text + (f'protocol = "{protocol}"\n' if protocol else ""))
+    store = config.load(file).store("cohortes")
+    assert store.protocol == (protocol or root.split(":")[0])
+    assert store.root == (expected if "://" in expected else str(file.parent / expected))
+
+
+def test_passphrase_sources(file, tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("from a file\n")
+    file.write_text(GOOD + f'passphrase_file = "{secret}"\n')
+    store = config.load(file).store("cohortes")
+    ask = config.access(store, lambda _prompt: "asked").passphrase
+    assert ask("?") == "from a file"
+    other = tmp_path / "other"
+    other.write_text("from another file")
+    monkeypatch.setenv("SOVSTORE_PASSPHRASE_FILE", str(other))
+    assert ask("?") == "from another file"
+    monkeypatch.setenv("SOVSTORE_PASSPHRASE", "from the environment")
+    assert ask("?") == "from the environment"
+
+
+def test_no_passphrase_at_all(file):
+    store = config.load(file).store("cohortes")
+    assert config.access(store, lambda _prompt: "asked").passphrase("?") == "asked"
+    with pytest.raises(ConfigError, match="needs a passphrase") as caught:
+        config.access(store).passphrase("?")
+    assert "SOVSTORE_PASSPHRASE" in caught.value.hint
+
+
+def test_a_passphrase_file_that_is_not_there(file):
+    file.write_text(GOOD + 'passphrase_file = "gone"\n')
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.access(config.load(file).store("cohortes")).passphrase("?")
