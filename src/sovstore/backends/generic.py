@@ -160,8 +160,17 @@ class GenericBackend(Backend):
         return _GenericUpload(self, name, file, temporary, create=create, if_match=if_match)
 
     async def _open(self, name: str, path: str, mode: str) -> Any:  # fsspec files have no type
+        opening = asyncio.ensure_future(self._in_thread(self._fs.open, path, mode, block_size=_PART))
         with _mapped(name):
-            return await self._in_thread(self._fs.open, path, mode, block_size=_PART)
+            try:
+                return await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                # The thread opens it all the same, and the finaliser of a file that nobody holds would commit it: an
+                # empty object in place of the one that is there.
+                with suppress(Exception):
+                    temporary = None if self._in_place else path
+                    await _GenericUpload(self, name, await opening, temporary, create=False, if_match=None).abort()
+                raise
 
     async def publish(self, temporary: str, name: str) -> None:
         """Move a finished temporary object over its target."""

@@ -147,7 +147,15 @@ class LocalBackend(Backend):
 
     async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
         """Return a write that goes to a temporary file of the same file system."""
-        return await self._run(partial(_LocalUpload, self._root, name, self._run, create=create, if_match=if_match))
+        make = partial(_LocalUpload, self._root, name, self._run, create=create, if_match=if_match)
+        making = asyncio.ensure_future(self._run(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # The thread makes its file all the same, and nobody else would delete it before the next write.
+            with suppress(StoreError):
+                await (await making).abort()
+            raise
 
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
         """Yield the entries of a folder; symbolic links to folders are not followed."""
