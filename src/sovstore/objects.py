@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -47,6 +48,17 @@ def same_length(path: str, got: int, wanted: int) -> None:
     """
     if got != wanted:
         raise IntegrityError(f"{path}: the host sent {got} bytes for {wanted}", path=path)
+
+
+@contextmanager
+def named(path: str, name: str) -> Iterator[None]:
+    """Say the path in an error where a driver could only say the name at the host."""
+    try:
+        yield
+    except StoreError as exc:
+        if exc.path != name or name == path:
+            raise
+        raise type(exc)(exc.message.replace(name, path, 1), path=path, hint=exc.hint) from exc
 
 
 @dataclass
@@ -120,12 +132,13 @@ class ObjectReader:
         FormatError, IntegrityError
             When it is not an authentic object of this store at this path, or its length is not authentic.
         """
-        try:
-            return await cls._open(backend, name, path, unwrap, whole=whole)
-        except (IntegrityError, FormatError, ObjectChangedError):
-            # Size and bytes come from two requests, and somebody may have replaced the object between them. An object
-            # that is really damaged fails again.
-            return await cls._open(backend, name, path, unwrap, whole=False)
+        with named(path, name):
+            try:
+                return await cls._open(backend, name, path, unwrap, whole=whole)
+            except (IntegrityError, FormatError, ObjectChangedError):
+                # Size and bytes come from two requests, and somebody may have replaced the object between them. An
+                # object that is really damaged fails again.
+                return await cls._open(backend, name, path, unwrap, whole=False)
 
     @classmethod
     async def _open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool) -> Self:
@@ -178,7 +191,8 @@ class ObjectReader:
                 return self._open_span(span, cached.slice(span), buffer)
         start = wire_offset(span.start)
         end = min(wire_offset(span.stop), self.stat.size)
-        sealed = memoryview(await self._backend.read(self.stat.name, start, end, etag=self.stat.etag))
+        with named(self.path, self.stat.name):
+            sealed = memoryview(await self._backend.read(self.stat.name, start, end, etag=self.stat.etag))
         if len(span) < 16:
             return self._open_span(span, sealed, buffer)
         # Taken here and not in the thread: each thread of the allocator keeps what it once had.
@@ -270,14 +284,17 @@ class ObjectWriter:
     ----------
     upload : Upload
         Where the bytes go.
+    path, name : str
+        Of the object, and at the host.
     header : bytes
         The 128 bytes in front.
     dek : bytes
         The DEK that `header` wraps; no other body may use it.
     """
 
-    def __init__(self, upload: Upload, header: bytes, dek: bytes, path: str) -> None:
+    def __init__(self, upload: Upload, path: str, name: str, header: bytes, dek: bytes) -> None:
         self.path = path
+        self._name = name
         self._upload = upload
         self._sealer = BodySealer(dek)
         self._head = header
@@ -310,7 +327,8 @@ class ObjectWriter:
         if not sealed:
             return
         try:
-            await self._upload.write(sealed)
+            with named(self.path, self._name):
+                await self._upload.write(sealed)
         except BaseException:
             # A gap may be in what the host has now; no later commit must make it visible.
             await self.abort()
@@ -332,7 +350,8 @@ class ObjectWriter:
         """
         await self.send(self._head + self._sealer.finalize())
         try:
-            await self._upload.commit()
+            with named(self.path, self._name):
+                await self._upload.commit()
         except BaseException:
             await self.abort()
             raise

@@ -34,7 +34,7 @@ from sovstore.format.names import RESERVED, Names
 from sovstore.format.recovery import RecoveryKey
 from sovstore.kms import registry
 from sovstore.kms.base import Access
-from sovstore.objects import ObjectReader, ObjectWriter
+from sovstore.objects import ObjectReader, ObjectWriter, named
 
 _log = logging.getLogger("sovstore")
 
@@ -273,7 +273,8 @@ class Store:
         if not name:
             return self._entry(path, Stat("", 0, folder=True))
         try:
-            return self._entry(path, await self.backend.stat(name))
+            with named(path, name):
+                return self._entry(path, await self.backend.stat(name))
         except ObjectNotFoundError as exc:
             raise ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path) from exc
 
@@ -330,7 +331,9 @@ class Store:
             state.swept = True
             if swept := await state.backend.sweep():
                 _log.info("%s: %d unfinished writes of killed processes were removed", self.config.name, swept)
-        return ObjectWriter(await state.backend.upload(name, create=create), header, dek, path)
+        with named(path, name):
+            upload = await state.backend.upload(name, create=create)
+        return ObjectWriter(upload, path, name, header, dek)
 
     async def _header(self, path: str, dek: bytes) -> bytes:
         keyset = await self.keyset()
@@ -378,7 +381,8 @@ class Store:
 
     async def _copy(self, reader: ObjectReader, target: str, target_name: str) -> None:
         header = await self._header(target, await self._dek(reader.path, reader.header))
-        await self.backend.copy(reader.stat.name, target_name, head=header, etag=reader.stat.etag)
+        with named(target, target_name), named(reader.path, reader.stat.name):
+            await self.backend.copy(reader.stat.name, target_name, head=header, etag=reader.stat.etag)
 
     async def move(self, source: str, target: str) -> None:
         """Rename an object: a new header at the new name, checked, before the old name is deleted."""
@@ -405,7 +409,9 @@ class Store:
 
     async def make_folder(self, path: str) -> None:
         """Make a folder where the host has real ones."""
-        await self.backend.make_folder(await self._writable_name(path))
+        name = await self._writable_name(path)
+        with named(path, name):
+            await self.backend.make_folder(name)
 
 
 class _Decoder:

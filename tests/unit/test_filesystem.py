@@ -169,9 +169,9 @@ def test_folders(fs):
 def test_an_object_is_no_folder(fs):
     with pytest.raises(errors.StoreError):
         fs.pipe_file("a.txt/below", b"")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=r"^d: is a folder$"):
         fs.pipe_file("d", b"")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=r"^d: is a folder$"):
         fs.cat_file("d")
     assert fs.find("") == sorted(TREE)
 
