@@ -321,6 +321,11 @@ class CompressedFile:
         with suppress(Exception):
             self._wrapped.close()
 
+    def _dealloc_warn(self, source: object) -> None:
+        """Give the write up: as with the file itself, `io.TextIOWrapper` says so when it is lost without a close."""
+        if isinstance(self._file, SovWriter):
+            self._file._dealloc_warn(source)
+
     def __enter__(self) -> Self:
         """Return the file itself."""
         return self

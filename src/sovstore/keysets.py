@@ -26,6 +26,7 @@ from sovstore.format.keyset import MAX_FILE, Keyset, ParsedKeyset, parse
 from sovstore.format.recovery import Recipient, RecoveryKey
 from sovstore.kms import registry
 from sovstore.kms.base import Access, WrappingKey
+from sovstore.secret import Secret
 
 LOCATION = ".sovstore/keyset.json"
 _log = logging.getLogger("sovstore")
@@ -77,14 +78,14 @@ def unlock(raw: bytes, config: StoreConfig, access: Access) -> Keyset:
     return parsed.unlock(ksk, config.identity)
 
 
-def _unwrap(parsed: ParsedKeyset, kek: WrappingKey, context: bytes, config: StoreConfig) -> bytes:
+def _unwrap(parsed: ParsedKeyset, kek: WrappingKey, context: bytes, config: StoreConfig) -> Secret:
     labelled = parsed.wraps.get(kek.uri)
     cause: UnwrapError | None = None
     # The labels are not authentic before the tag is. When none is ours, the key may have moved or the host may have
     # relabelled it: every wrap is tried with the one configured KEK, and never with any other.
     for wrapped in [labelled] if labelled is not None else parsed.wraps.values():
         try:
-            return kek.unwrap(wrapped, context)
+            return Secret(kek.unwrap(wrapped, context))
         except UnwrapError as exc:
             cause = exc
     if labelled is not None:

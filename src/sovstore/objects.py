@@ -18,6 +18,7 @@ from sovstore.errors import FormatError, IntegrityError, IsFolderError, ObjectCh
 from sovstore.format.body import OVERHEAD, BodySealer, body_opener, chunk_span, plain_size, wire_offset
 from sovstore.format.cobblestone import CHUNK, TAG, WIRE_CHUNK, ChunkOpener
 from sovstore.format.header import HEADER
+from sovstore.secret import Secret
 
 #: Plaintext bytes sealed or opened in one step: 64 chunks.
 BLOCK = 64 * CHUNK
@@ -35,7 +36,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 #: Gives the DEK of (path, header); raises what `open_header` raises.
-Unwrap = Callable[[str, bytes], Awaitable[bytes]]
+Unwrap = Callable[[str, bytes], Awaitable[Secret]]
 
 
 def same_length(path: str, got: int, wanted: int) -> None:
@@ -288,11 +289,11 @@ class ObjectWriter:
         Of the object, and at the host.
     header : bytes
         The 128 bytes in front.
-    dek : bytes
+    dek : Secret
         The DEK that `header` wraps; no other body may use it.
     """
 
-    def __init__(self, upload: Upload, path: str, name: str, header: bytes, dek: bytes) -> None:
+    def __init__(self, upload: Upload, path: str, name: str, header: bytes, dek: Secret) -> None:
         self.path = path
         self._name = name
         self._upload = upload

@@ -35,6 +35,7 @@ from sovstore.format.recovery import RecoveryKey
 from sovstore.kms import registry
 from sovstore.kms.base import Access
 from sovstore.objects import ObjectReader, ObjectWriter, named
+from sovstore.secret import Secret
 
 _log = logging.getLogger("sovstore")
 
@@ -195,7 +196,7 @@ class Store:
         """
         return (await self._opened()).names.encode(path)
 
-    async def _dek(self, path: str, header: bytes) -> bytes:
+    async def _dek(self, path: str, header: bytes) -> Secret:
         """Return the DEK of an object, after reloading the keyset once when its epoch is unknown."""
         key_id = header_key_id(header, what=path)
         keyset = await self.keyset()
@@ -209,7 +210,7 @@ class Store:
                 "it belongs to another store, or was altered" if epoch is None else "its key was destroyed on purpose"
             )
             raise IntegrityError(f"{path}: sealed under an epoch that is {state}", path=path, hint=hint)
-        return open_header(epoch.key.reveal(), keyset.store_id, path, header, what=path)
+        return open_header(epoch.key, keyset.store_id, path, header, what=path)
 
     # Reading
 
@@ -324,7 +325,7 @@ class Store:
         name = await self._writable_name(path)
         if create and await self._exists(name):
             raise ObjectExistsError(f"{path}: exists already", path=path)
-        dek = os.urandom(KEY)
+        dek = Secret(os.urandom(KEY))
         header = await self._header(path, dek)
         state = self._per_loop()
         if not state.swept:
@@ -335,11 +336,11 @@ class Store:
             upload = await state.backend.upload(name, create=create)
         return ObjectWriter(upload, path, name, header, dek)
 
-    async def _header(self, path: str, dek: bytes) -> bytes:
+    async def _header(self, path: str, dek: Secret) -> bytes:
         keyset = await self.keyset()
         primary = keyset.primary
         assert primary.key is not None  # noqa: S101  # `parse` accepts no primary without a key
-        return seal_header(primary.key.reveal(), keyset.store_id, primary.id, path, dek)
+        return seal_header(primary.key, keyset.store_id, primary.id, path, dek)
 
     async def _writable_name(self, path: str) -> str:
         name = await self.name(path)

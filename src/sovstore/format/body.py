@@ -16,6 +16,7 @@ from sovstore.format.cobblestone import (
     ChunkOpener,
 )
 from sovstore.format.header import HEADER
+from sovstore.secret import Secret
 
 CONTEXT = b"sovstore/1 body"
 #: Bytes in front of chunk 0: the header, the salt and the commitment.
@@ -87,12 +88,12 @@ def wire_offset(chunk_no: int) -> int:
     return OVERHEAD + chunk_no * WIRE_CHUNK
 
 
-def body_opener(dek: bytes, prefix: Buffer, *, what: str) -> ChunkOpener:
+def body_opener(dek: Secret, prefix: Buffer, *, what: str) -> ChunkOpener:
     """Return the random-access reader of a body.
 
     Parameters
     ----------
-    dek : bytes
+    dek : Secret
         32 bytes.
     prefix : bytes
         The first 56 bytes of the body.
@@ -112,14 +113,14 @@ class BodySealer:
 
     Parameters
     ----------
-    dek : bytes
+    dek : Secret
         32 bytes that no other body is ever encrypted under.
     """
 
     __slots__ = ("_encryptor", "_plain")
 
-    def __init__(self, dek: bytes) -> None:
-        self._encryptor = Cobblestone256Encryptor(dek, CONTEXT)
+    def __init__(self, dek: Secret) -> None:
+        self._encryptor = Cobblestone256Encryptor(dek.reveal(), CONTEXT)
         self._plain = 0
 
     @staticmethod
@@ -157,7 +158,7 @@ class BodyStreamOpener:
 
     Parameters
     ----------
-    dek : bytes
+    dek : Secret
         32 bytes.
     what : str
         The object, for error messages.
@@ -165,8 +166,8 @@ class BodyStreamOpener:
 
     __slots__ = ("_decryptor", "_what")
 
-    def __init__(self, dek: bytes, *, what: str) -> None:
-        self._decryptor = Cobblestone256Decryptor(dek, CONTEXT)
+    def __init__(self, dek: Secret, *, what: str) -> None:
+        self._decryptor = Cobblestone256Decryptor(dek.reveal(), CONTEXT)
         self._what = what
 
     def update(self, sealed: Buffer) -> bytes:

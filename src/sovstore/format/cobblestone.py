@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from sovstore.errors import IntegrityError
+from sovstore.secret import Secret
 
 #: Plaintext bytes of a chunk; the last one is always shorter.
 CHUNK = 16384
@@ -32,43 +33,45 @@ _INFO = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
 Buffer = bytes | bytearray | memoryview
 
 
-def hkdf_expand(key: bytes, info: bytes, length: int) -> bytes:
+def hkdf_expand(key: Secret, info: bytes, length: int) -> bytes:
     """Return `length` bytes of HKDF-Expand with SHA-512 (RFC 5869, 2.3).
 
     Parameters
     ----------
-    key : bytes
+    key : Secret
         Uniformly random, 32 bytes or more.
     info : bytes
         What the output is for.
     length : int
         Bytes to return, at most 255 * 64.
     """
-    return HKDFExpand(algorithm=SHA512(), length=length, info=info).derive(key)
+    return HKDFExpand(algorithm=SHA512(), length=length, info=info).derive(key.reveal())
 
 
-def seal_message(key: bytes, context: bytes, message: bytes) -> bytes:
-    """Return a short message sealed as one Cobblestone message: 72 bytes longer below 16 KiB.
+def seal_message(key: Secret, context: bytes, message: Secret) -> bytes:
+    """Return a key wrapped as one Cobblestone message: 72 bytes longer.
 
     Parameters
     ----------
-    key : bytes
+    key : Secret
         Input key, 32 bytes.
     context : bytes
         Bytes bound in key derivation.
-    message : bytes
-        The plaintext.
+    message : Secret
+        The key to wrap, shorter than 16 KiB.
     """
-    encryptor = Cobblestone256Encryptor(key, context)
-    return encryptor.update(message) + encryptor.finalize()
+    encryptor = Cobblestone256Encryptor(key.reveal(), context)
+    return encryptor.update(message.reveal()) + encryptor.finalize()
 
 
-def open_message(key: bytes, context: bytes, sealed: Buffer, *, what: str) -> bytes:
-    """Return the plaintext of a whole Cobblestone message.
+def open_message(key: Secret, context: bytes, sealed: Buffer, *, what: str) -> Secret:
+    """Return the key that a whole Cobblestone message wraps.
 
     Parameters
     ----------
-    key, context : bytes
+    key : Secret
+        Input key, 32 bytes.
+    context : bytes
         As given to `seal_message`.
     sealed : bytes
         The whole message.
@@ -80,11 +83,18 @@ def open_message(key: bytes, context: bytes, sealed: Buffer, *, what: str) -> by
     IntegrityError
         Whatever is wrong with it, always with the same text.
     """
-    decryptor = Cobblestone256Decryptor(key, context)
+    # No key is ever in a local variable here: what a host sends can make this frame part of a traceback.
+    decryptor = Cobblestone256Decryptor(key.reveal(), context)
     try:
-        return decryptor.update(sealed) + decryptor.finalize()
+        return Secret(decryptor.update(sealed) + decryptor.finalize())
     except InvalidTag as exc:
         raise IntegrityError(f"{what}: failed authentication", path=what) from exc
+
+
+def _derive(key: Secret, salt: bytes, context: bytes) -> tuple[AESGCM, int, bytes]:
+    """Return the cipher, the base nonce and the commitment (32 bytes) of a message."""
+    derived = hkdf_expand(key, _INFO + salt + context, 32 + 12 + COMMITMENT)
+    return AESGCM(derived[:32]), int.from_bytes(derived[32:44], "big"), derived[44:]
 
 
 class ChunkOpener:
@@ -92,7 +102,7 @@ class ChunkOpener:
 
     Parameters
     ----------
-    key : bytes
+    key : Secret
         Input key, 32 bytes.
     context : bytes
         Bytes bound in key derivation.
@@ -109,15 +119,13 @@ class ChunkOpener:
 
     __slots__ = ("_aead", "_base", "what")
 
-    def __init__(self, key: bytes, context: bytes, prefix: Buffer, *, what: str) -> None:
+    def __init__(self, key: Secret, context: bytes, prefix: Buffer, *, what: str) -> None:
         self.what = what
         salt, commitment = bytes(prefix[:SALT]), bytes(prefix[SALT:PREFIX])
-        derived = hkdf_expand(key, _INFO + salt + context, 32 + 12 + COMMITMENT)
+        self._aead, self._base, expected = _derive(key, salt, context)
         # Checked before any chunk is decrypted: AES-GCM alone does not commit to its key.
-        if not hmac.compare_digest(derived[44:], commitment):
+        if not hmac.compare_digest(expected, commitment):
             raise IntegrityError(f"{what}: failed authentication", path=what)
-        self._aead = AESGCM(derived[:32])
-        self._base = int.from_bytes(derived[32:44], "big")
 
     def open_into(self, chunk_no: int, sealed: memoryview, out: memoryview) -> int:
         """Decrypt consecutive chunks and return how many plaintext bytes were written.

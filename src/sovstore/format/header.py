@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sovstore.errors import FormatError
 from sovstore.format.cobblestone import Buffer, open_message, seal_message
+from sovstore.secret import Secret
 
 #: Bytes of a header.
 HEADER = 128
@@ -19,12 +20,12 @@ def _context(store_id: bytes, key_id: bytes, path: str) -> bytes:
     return b"sovstore/1 wrap\x00" + store_id + key_id + path.encode()
 
 
-def seal_header(store_key: bytes, store_id: bytes, key_id: bytes, path: str, dek: bytes) -> bytes:
+def seal_header(store_key: Secret, store_id: bytes, key_id: bytes, path: str, dek: Secret) -> bytes:
     """Return the header that wraps `dek` for the object at `path`.
 
     Parameters
     ----------
-    store_key, dek : bytes
+    store_key, dek : Secret
         32 bytes each.
     store_id, key_id : bytes
         16 bytes each.
@@ -61,12 +62,12 @@ def header_key_id(header: Buffer, *, what: str) -> bytes:
     return head[8 : 8 + ID]
 
 
-def open_header(store_key: bytes, store_id: bytes, path: str, header: Buffer, *, what: str) -> bytes:
+def open_header(store_key: Secret, store_id: bytes, path: str, header: Buffer, *, what: str) -> Secret:
     """Return the DEK, 32 bytes, of the object at `path`.
 
     Parameters
     ----------
-    store_key : bytes
+    store_key : Secret
         The 32 bytes of the key that `header_key_id` names.
     store_id : bytes
         16 bytes, from the client's configuration.

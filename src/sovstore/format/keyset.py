@@ -128,7 +128,7 @@ class Keyset:
     def auth_fingerprint(self) -> str:
         """Hex of 32 bytes that pin the auth key beside a recovery key."""
         info = b"sovstore/1 auth fingerprint\x00" + self.store_id
-        return hkdf_expand(self.auth_key.reveal(), info, 32).hex()
+        return hkdf_expand(self.auth_key, info, 32).hex()
 
     def next_version(self, *, now: int) -> Keyset:
         """Return the same keys as the next version."""
@@ -172,10 +172,10 @@ class Keyset:
 
     def draft(self, recipients: Sequence[Recipient] = ()) -> Draft:
         """Return the body of this version under a fresh KSK, to be wrapped by every KEK."""
-        ksk = os.urandom(KEY)
+        ksk = Secret(os.urandom(KEY))
 
         def encrypted(key: Secret, key_id: bytes, purpose: str) -> str:
-            return canonical.to_base64(seal_message(ksk, _key_context(self.store_id, key_id, purpose), key.reveal()))
+            return canonical.to_base64(seal_message(ksk, _key_context(self.store_id, key_id, purpose), key))
 
         epochs = []
         for epoch in self.epochs:
@@ -200,7 +200,7 @@ class Keyset:
                 "recovery": seals,
             }
         )
-        return Draft(self, body, Secret(ksk))
+        return Draft(self, body, ksk)
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _key_context(store_id: bytes, key_id: bytes, purpose: str) -> bytes:
 
 
 def _tag(auth_key: Secret, store_id: bytes, body: bytes, wraps: bytes) -> bytes:
-    tag_key = hkdf_expand(auth_key.reveal(), b"sovstore/1 tag\x00" + store_id, _TAG)
+    tag_key = hkdf_expand(auth_key, b"sovstore/1 tag\x00" + store_id, _TAG)
     return hmac.digest(tag_key, body + b"\x00" + wraps, "sha512")
 
 
@@ -317,12 +317,12 @@ class ParsedKeyset:
                 hint="check 'root' and 'store_id' in the configuration; the host may have swapped two stores",
             )
 
-    def unlock(self, ksk: bytes, store_id: bytes, *, auth_fingerprint: str | None = None) -> Keyset:
+    def unlock(self, ksk: Secret, store_id: bytes, *, auth_fingerprint: str | None = None) -> Keyset:
         """Return the keyset, authenticated.
 
         Parameters
         ----------
-        ksk : bytes
+        ksk : Secret
             The 32 bytes that a KEK unwrapped with `context(store_id)`, or that a recovery key unsealed.
         store_id : bytes
             16 bytes, from the caller's configuration.
@@ -339,7 +339,7 @@ class ParsedKeyset:
             raise IntegrityError("keyset: failed authentication", path=_WHAT)
 
         def opened(key_id: bytes, sealed: bytes, purpose: str) -> Secret:
-            return Secret(open_message(ksk, _key_context(store_id, key_id, purpose), sealed, what=_WHAT))
+            return open_message(ksk, _key_context(store_id, key_id, purpose), sealed, what=_WHAT)
 
         keyset = Keyset(
             store_id=store_id,

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sovstore.errors import ConfigError, FormatError, IntegrityError
 from sovstore.format import canonical
+from sovstore.secret import Secret
 
 _SUITE = hpke.Suite(hpke.KEM.MLKEM1024_P384, hpke.KDF.HKDF_SHA512, hpke.AEAD.AES_256_GCM)
 _MLKEM_SEED, _MLKEM_PUBLIC, _P384_SCALAR, _P384_PUBLIC = 64, 1568, 48, 97
@@ -49,13 +50,13 @@ class Recipient:
         """The recipient id, 16 bytes."""
         return hashlib.sha256(self.mlkem1024 + self.p384).digest()[:16]
 
-    def seal(self, ksk: bytes, store_id: bytes) -> bytes:
+    def seal(self, ksk: Secret, store_id: bytes) -> bytes:
         """Return the KSK (32 bytes) sealed for this recipient: 1713 bytes."""
         public = hpke.MLKEM1024P384PublicKey(
             mlkem.MLKEM1024PublicKey.from_public_bytes(self.mlkem1024),
             ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), self.p384),
         )
-        return _SUITE.encrypt(ksk, public, _info(store_id))
+        return _SUITE.encrypt(ksk.reveal(), public, _info(store_id))
 
     def dump(self) -> bytes:
         """Return the file content of a recipient."""
@@ -115,7 +116,7 @@ class RecoveryKey:
         point = self._p384.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         return Recipient(self._mlkem.public_key().public_bytes_raw(), point)
 
-    def unseal(self, seal: bytes, store_id: bytes) -> bytes:
+    def unseal(self, seal: bytes, store_id: bytes) -> Secret:
         """Return the KSK, 32 bytes.
 
         Raises
@@ -125,7 +126,7 @@ class RecoveryKey:
         """
         private = hpke.MLKEM1024P384PrivateKey(self._mlkem, self._p384)
         try:
-            return _SUITE.decrypt(seal, private, _info(store_id))
+            return Secret(_SUITE.decrypt(seal, private, _info(store_id)))
         except InvalidTag as exc:
             raise IntegrityError("keyset: the recovery seal failed authentication") from exc
 

@@ -88,10 +88,11 @@ class WrappingKey(ABC):
             When the service refuses or does not answer.
         """
         payload = self._decrypt(wrapped, context)
-        bound = hmac.compare_digest(payload[-CONTEXT:], context)
-        if not bound or not 16 + CONTEXT <= len(payload) <= 64 + CONTEXT:
-            raise UnwrapError(f"{self.uri}: did not unwrap", path=self.uri)
-        return payload[:-CONTEXT]
+        if hmac.compare_digest(payload[-CONTEXT:], context) and 16 + CONTEXT <= len(payload) <= 64 + CONTEXT:
+            return payload[:-CONTEXT]
+        # Not in a traceback's local variables.
+        del payload
+        raise UnwrapError(f"{self.uri}: did not unwrap", path=self.uri)
 
     def __repr__(self) -> str:
         """Return the class and the URI."""

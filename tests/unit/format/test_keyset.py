@@ -23,7 +23,7 @@ def sealed(opened: Keyset, keks=KEKS[:1], recipients=()):
 
 def opened_by(raw: bytes, kek: LocalKey, store_id: bytes) -> Keyset:
     parsed = keyset.parse(raw)
-    return parsed.unlock(kek.unwrap(parsed.wraps[kek.uri], parsed.context(store_id)), store_id)
+    return parsed.unlock(Secret(kek.unwrap(parsed.wraps[kek.uri], parsed.context(store_id))), store_id)
 
 
 def secrets_of(opened: Keyset):

@@ -13,8 +13,9 @@ from sovstore.errors import FormatError, IntegrityError, PathError
 from sovstore.format import body, header
 from sovstore.format.cobblestone import CHUNK
 from sovstore.format.names import EncryptedNames, PlainNames, check_path
+from sovstore.secret import Secret
 
-STORE, KEY_ID, STORE_KEY = bytes(range(16)), bytes(range(16, 32)), bytes(range(32))
+STORE, KEY_ID, STORE_KEY = bytes(range(16)), bytes(range(16, 32)), Secret(bytes(range(32)))
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 5]
 
 segments = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=12).map(
@@ -59,18 +60,18 @@ def test_a_name_belongs_to_its_folder_and_store():
 
 @given(paths.filter(_valid))
 def test_a_header_opens_for_its_path_only(path):
-    dek = os.urandom(32)
+    dek = Secret(os.urandom(32))
     sealed = header.seal_header(STORE_KEY, STORE, KEY_ID, path, dek)
     assert len(sealed) == header.HEADER
     assert header.header_key_id(sealed, what=path) == KEY_ID
-    assert header.open_header(STORE_KEY, STORE, path, sealed, what=path) == dek
+    assert header.open_header(STORE_KEY, STORE, path, sealed, what=path).reveal() == dek.reveal()
     with pytest.raises(IntegrityError):
         header.open_header(STORE_KEY, STORE, path + "x", sealed, what=path)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_body_streams_and_reads_at_random(size):
-    plain, dek = os.urandom(size), os.urandom(32)
+    plain, dek = os.urandom(size), Secret(os.urandom(32))
     for step in (1, 1000, CHUNK, 10 * CHUNK):
         if step == 1 and size > 100:
             continue
