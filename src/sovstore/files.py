@@ -252,6 +252,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         self._block = bytearray()
         # A child that was forked holds a copy of this file, and must not give its parent's write up.
         if self._pid != os.getpid():
+            self._writer.forget()
             return
         try:
             asyncio.get_running_loop()

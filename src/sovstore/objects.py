@@ -6,7 +6,10 @@ Whoever calls this has the DEK or the means to get it; nothing here asks a KMS.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
+import os
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -275,6 +278,19 @@ async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
     return results  # type: ignore[return-value]  # exceptions were raised above
 
 
+#: Writes that neither committed nor aborted. At the end of the process some filesystems would commit them in a
+#: finaliser, and wait for ever for a loop that has stopped.
+_unfinished: weakref.WeakSet[ObjectWriter] = weakref.WeakSet()
+
+
+def _forget_unfinished() -> None:
+    for writer in list(_unfinished):
+        writer.forget()
+
+
+atexit.register(_forget_unfinished)
+
+
 class ObjectWriter:
     """One object being written: seal a block, send it, and at the end commit or abort.
 
@@ -301,9 +317,18 @@ class ObjectWriter:
         self._head = header
         self._buffers = [bytearray(), bytearray()]
         self._open = True
+        self._pid = os.getpid()
+        _unfinished.add(self)
 
     def seal(self, plain: bytes | bytearray | memoryview) -> memoryview:
-        """Return the sealed bytes of at most one `BLOCK` of plaintext; valid until the call after the next."""
+        """Return the sealed bytes of at most one `BLOCK` of plaintext; valid until the call after the next.
+
+        Raises
+        ------
+        StoreError
+            In a child that was forked after the write was opened: both would use the same key and nonces.
+        """
+        self._check_process()
         self._buffers.reverse()
         buffer = self._buffers[0]
         need = len(self._head) + BodySealer.room(len(plain))
@@ -314,6 +339,11 @@ class ObjectWriter:
         self._head = b""
         view = memoryview(buffer)
         return view[: head + self._sealer.update_into(plain, view[head:])]
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            hint = "open it in the process that writes it"
+            raise StoreError(f"{self.path}: was opened for writing in another process", path=self.path, hint=hint)
 
     async def send(self, sealed: memoryview | bytes) -> None:
         """Hand sealed bytes to the host.
@@ -349,6 +379,7 @@ class ObjectWriter:
         StoreError
             When the host refuses, or a condition does not hold; nothing has changed then.
         """
+        self._check_process()
         await self.send(self._head + self._sealer.finalize())
         try:
             with named(self.path, self._name):
@@ -357,9 +388,16 @@ class ObjectWriter:
             await self.abort()
             raise
         self._open = False
+        _unfinished.discard(self)
+
+    def forget(self) -> None:
+        """Give the write up without waiting, where nothing can be awaited any more."""
+        self._open = False
+        self._upload.forget()
 
     async def abort(self) -> None:
         """Forget the write. May be called at any time, also twice."""
         if self._open:
             self._open = False
+            _unfinished.discard(self)
             await self._upload.abort()

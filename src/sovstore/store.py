@@ -8,11 +8,11 @@ import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NoReturn
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from sovstore import keysets
 from sovstore.backends.base import Backend, Stat
@@ -43,6 +43,8 @@ _log = logging.getLogger("sovstore")
 #: Objects larger than this take turns when many are moved, so that memory stays bounded; each has parallel requests.
 _LARGE = 4 * 2**20
 _LARGE_AT_ONCE = 2
+#: Foreign paths that are remembered, to name them as such when they are opened.
+_MOST_FOREIGN = 1000
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Entry:
 class _Keys:
     keyset: Keyset
     names: Names
+    raw: bytes
 
 
 @dataclass
@@ -112,6 +115,7 @@ class Store:
         self._access = access
         self._recovery_key = recovery_key
         self._keys: _Keys | None = None
+        self._foreign: set[str] = set()
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _PerLoop] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
 
@@ -167,8 +171,11 @@ class Store:
         async with self._per_loop().lock:
             if self._keys is known or self._keys is None:
                 raw = await keysets.fetch(self.backend, self.config)
+                if known is not None and known.raw == raw:
+                    # Headers with made-up key ids must not cost a call to the KMS each.
+                    return known
                 keyset = await asyncio.to_thread(self._unlock, raw)
-                self._keys = _Keys(keyset, keyset.names())
+                self._keys = _Keys(keyset, keyset.names(), raw)
             return self._keys
 
     def _unlock(self, raw: bytes) -> Keyset:
@@ -237,30 +244,14 @@ class Store:
 
     async def _missing(self, path: str, cause: ObjectNotFoundError) -> StoreError | FormatError:
         """Return the error for a path that is not there: maybe it is a folder, or a foreign name from a listing."""
-        names = [await self.name(path), *await self._raw_names(path)]
-        # One look at each and no listing: readers of sparse data ask for what is not there all the time.
-        folder, *others = await asyncio.gather(*map(self._look, names))
-        if folder is not None and folder.folder:
-            return IsFolderError(f"{path}: is a folder", path=path)
-        decoder = _Decoder((await self._opened()).names, "", "")
-        if any(decoder.decode(found.name) == (path, True) for found in others if found is not None):
+        with suppress(ObjectNotFoundError):
+            if (await self.stat(path)).folder:
+                return IsFolderError(f"{path}: is a folder", path=path)
+        # Only what a listing showed: asking the host for a plaintext name would tell it that name.
+        if path in self._foreign:
             return FormatError(f"{path}: not an object of this store: its name does not decrypt", path=path)
         del cause
         return ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path)
-
-    async def _raw_names(self, path: str) -> list[str]:
-        """Return the names that a listing would show as `path` although this store did not make them."""
-        raw = [unquote(segment, errors="surrogateescape") for segment in path.split("/")]
-        if raw[0].lower() == RESERVED or any(s in ("", ".", "..") or "/" in s or "\0" in s for s in raw):
-            return []
-        folder = await self.name(path.rpartition("/")[0])
-        return list({"/".join(raw), f"{folder}/{raw[-1]}" if folder else raw[-1]})
-
-    async def _look(self, name: str) -> Stat | None:
-        try:
-            return await self.backend.stat(name)
-        except ObjectNotFoundError:
-            return None
 
     async def stat(self, path: str) -> Entry:
         """Return what is known of an object or folder without opening it: one request.
@@ -302,7 +293,12 @@ class Store:
             # The keyset and unfinished writes are not objects; in any case, since some file systems fold it.
             if stat.name.split("/", 1)[0].lower() == RESERVED:
                 continue
+            inner = stat.name.removeprefix(f"{folder}/") if folder else stat.name
+            if (folder and inner == stat.name) or (not recursive and "/" in inner):
+                raise IntegrityError(f"{path}: the host listed {stat.name!r}, which is not in this folder", path=path)
             plain, foreign = decoder.decode(stat.name)
+            if foreign and len(self._foreign) < _MOST_FOREIGN:
+                self._foreign.add(plain)
             yield self._entry(plain, stat, foreign=foreign)
 
     # Writing

@@ -67,6 +67,9 @@ class Upload(ABC):
     async def abort(self) -> None:
         """Forget the write and free what it holds. MAY be called twice, and after a failed `commit`; MUST NOT raise."""
 
+    def forget(self) -> None:  # noqa: B027  # most drivers have no finaliser that would commit
+        """Let nothing be committed later, without waiting: the process is ending, or is a fork of the writer's."""
+
 
 class Backend(ABC):
     """One root at one host, used from one event loop.

@@ -8,6 +8,7 @@ conditions are kept by looking first. The drivers of single services do both at 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -77,24 +78,34 @@ class GenericBackend(Backend):
     """
 
     def __init__(self, protocol: str, root: str, options: Mapping[str, Any]) -> None:
-        # One loop of fsspec's own serves all instances and threads for the life of the process. Connections that
-        # belonged to the caller's loop would outlive it, and s3fs and adlfs cannot close them then.
-        self._loop = get_loop()
-        cls = fsspec.get_filesystem_class(protocol)
-        if issubclass(cls, AsyncFileSystem):
-            self._fs = cls(**{"use_listings_cache": False, **options}, asynchronous=False, loop=self._loop)
-        else:
-            self._fs = cls(**options)
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-host")
+        self._protocol, self._options = protocol, dict(options)
+        self._connect()
         self._in_place = protocol in _OBJECT_STORES
         self.real_folders = not self._in_place
         self._root = self._fs._strip_protocol(root).rstrip("/")
+
+    def _connect(self) -> None:
+        # One loop of fsspec's own serves all instances and threads for the life of the process. Connections that
+        # belonged to the caller's loop would outlive it, and s3fs and adlfs cannot close them then.
+        self._pid, self._loop = os.getpid(), get_loop()
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-host")
+        cls = fsspec.get_filesystem_class(self._protocol)
+        if issubclass(cls, AsyncFileSystem):
+            self._fs = cls(**{"use_listings_cache": False, **self._options}, asynchronous=False, loop=self._loop)
+        else:
+            self._fs = cls(**self._options)
+
+    def _after_fork(self) -> None:
+        # Loop, threads and connections stayed in the parent; a reader opened before the fork may still be used here.
+        if self._pid != os.getpid():
+            self._connect()
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     async def _call(self, name: str, method: str, *args: object, **kwargs: object) -> Any:  # as fsspec
         """Call a method of the filesystem: its coroutine where it has one, else in a thread."""
+        self._after_fork()
         with _mapped(name):
             if self._fs.async_impl and hasattr(self._fs, f"_{method}"):
                 call = getattr(self._fs, f"_{method}")(*args, **kwargs)
@@ -104,6 +115,7 @@ class GenericBackend(Backend):
             return await self._in_thread(getattr(self._fs, method), *args, **kwargs)
 
     async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+        self._after_fork()
         # Files of async filesystems wait in their thread for coroutines, and those may need a thread of their loop's
         # own executor (to look up a host name): taking that one here could block it for ever.
         loop = asyncio.get_running_loop()
@@ -319,13 +331,18 @@ class _GenericUpload(Upload):
             raise ObjectExistsError(f"{self._name}: exists already", path=self._name)
         _check_etag(self._name, self._if_match, found.etag)
 
+    def forget(self) -> None:
+        """Keep the finaliser of the file from committing it."""
+        if self._temporary is None:
+            with suppress(AttributeError):
+                self._file.closed = True
+
     async def abort(self) -> None:
         """Discard what was written; a file that is only dropped would be committed by its finaliser."""
         with suppress(Exception):
             await self._backend._in_thread(self._file.discard)
         if self._temporary is None:
-            with suppress(AttributeError):
-                self._file.closed = True
+            self.forget()
         else:
             with suppress(Exception):
                 await self._backend._in_thread(self._file.close)

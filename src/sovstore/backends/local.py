@@ -10,7 +10,9 @@ import asyncio
 import errno
 import fcntl
 import os
+import re
 import stat as stat_module
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 
 from sovstore.backends.base import TEMPORARY, Backend, Stat, Upload
 from sovstore.errors import (
+    FormatError,
     IsFolderError,
     NotFolderError,
     ObjectChangedError,
@@ -34,6 +37,9 @@ from sovstore.errors import (
 #: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
 _SLICE = 2**24
 _THREADS = 4
+#: Opening waits for nobody (a pipe would) and follows no link.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_TEMPORARY_NAME = re.compile(r"[0-9a-f]{24}")
 
 T = TypeVar("T")
 _Run = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -88,6 +94,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _below(root: Path, name: str) -> Path:
+    """Return the path of a name below `root`.
+
+    Raises
+    ------
+    FormatError
+        When a component of it is a symbolic link: a folder that somebody else can write to (NFS, SMB) could lead
+        reads, writes and deletions anywhere on this machine.
+    """
+    path = root
+    for part in name.rstrip("/").split("/") if name else ():
+        path = path / part
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if stat_module.S_ISLNK(os.lstat(path).st_mode):
+                hint = "sovstore did not make it; remove it"
+                raise FormatError(f"{name}: leads through a symbolic link", path=name, hint=hint)
+    return path
+
+
 class LocalBackend(Backend):
     """A folder of this machine.
 
@@ -103,9 +128,12 @@ class LocalBackend(Backend):
     def __init__(self, root: str) -> None:
         self._root = Path(root)
         # Few threads, whatever the number of cores: each keeps some of the memory that it once used.
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local")
+        self._executor, self._pid = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local"), os.getpid()
 
     async def _run(self, work: Callable[[], T]) -> T:
+        if self._pid != os.getpid():
+            # The threads stayed in the parent; a reader that was opened before the fork may still be used here.
+            self._executor, self._pid = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local"), os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def close(self) -> None:
@@ -113,7 +141,8 @@ class LocalBackend(Backend):
         self._executor.shutdown(wait=False)
 
     def _path(self, name: str) -> Path:
-        return self._root / name if name else self._root
+        """Return the path of a name, none of whose components below the root is a symbolic link."""
+        return _below(self._root, name)
 
     async def stat(self, name: str) -> Stat:
         """Return what the file system says of a file or folder."""
@@ -130,11 +159,13 @@ class LocalBackend(Backend):
 
     def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
         with _mapped(name):
-            descriptor = os.open(self._path(name), os.O_RDONLY)
+            descriptor = os.open(self._path(name), _READ)
             try:
                 status = os.fstat(descriptor)
                 if stat_module.S_ISDIR(status.st_mode):
                     raise IsFolderError(f"{name}: is a folder", path=name)
+                if not stat_module.S_ISREG(status.st_mode):
+                    raise FormatError(f"{name}: not a file", path=name, hint="sovstore did not make it; remove it")
                 if etag is not None and _etag(status) != etag:
                     raise ObjectChangedError(f"{name}: changed while it was read", path=name)
                 pieces = []
@@ -202,7 +233,7 @@ class LocalBackend(Backend):
 
     def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
         with _mapped(source):
-            descriptor = os.open(self._path(source), os.O_RDONLY)
+            descriptor = os.open(self._path(source), _READ)
         upload = _LocalUpload(self._root, target, self._run, create=create, if_match=None)
         try:
             status = os.fstat(descriptor)
@@ -234,8 +265,11 @@ class LocalBackend(Backend):
     def _sweep(self) -> int:
         swept = 0
         for entry in self._scan(TEMPORARY):
+            # Nothing but what `_LocalUpload` makes: a host may have put other things there.
+            if entry.folder or not _TEMPORARY_NAME.fullmatch(entry.name.rpartition("/")[2]):
+                continue
             with suppress(OSError):
-                descriptor = os.open(self._path(entry.name), os.O_RDWR)
+                descriptor = os.open(self._path(entry.name), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
                 try:
                     # A writer holds this lock for as long as it lives; the system frees it when it is killed.
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,11 +298,12 @@ class _LocalUpload(Upload):
     def __init__(self, root: Path, name: str, run: _Run, *, create: bool, if_match: str | None) -> None:
         self._run, self._root, self._name, self._create, self._if_match = run, root, name, create, if_match
         self._descriptor: int | None = None
+        self._pid = os.getpid()
         # A cancelled call goes on in its thread. Without this, `abort` could close the descriptor under it, and its
         # bytes could land in another file that was given the same number.
         self._lock = threading.RLock()
         with _mapped(name, writing=True):
-            folder = root / TEMPORARY
+            folder = _below(root, TEMPORARY)
             folder.mkdir(parents=True, exist_ok=True)
             while self._descriptor is None:
                 self._temporary = folder / os.urandom(12).hex()
@@ -314,7 +349,7 @@ class _LocalUpload(Upload):
 
     def commit_now(self) -> None:
         """Sync the file and move it into place, in this thread."""
-        target = self._root / self._name
+        target = _below(self._root, self._name)
         with self._lock, _mapped(self._name, writing=True):
             os.fsync(self._opened())
             try:
@@ -353,6 +388,12 @@ class _LocalUpload(Upload):
                 with suppress(OSError):
                     os.unlink(self._temporary)
                 self._close()
+
+    def __del__(self) -> None:
+        """Delete the temporary file: an interrupted call may have left it to nobody."""
+        # Not in a child that was forked: the file is its parent's. Not at the end either: the next sweep finds it.
+        if self._descriptor is not None and self._pid == os.getpid() and not sys.is_finalizing():
+            self.abort_now()
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

@@ -7,6 +7,7 @@ never from an argument or a URI.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -61,6 +62,8 @@ def open_key(uri: str, access: Access) -> LocalKey:
         fields.base64("salt", _SALT, _SALT),
         fields.base64("key", _NONCE + KEK + _TAG, _NONCE + KEK + _TAG),
     )
+    if fields.integer("memory_kib", 8, _MOST_MEMORY_KIB) < 8 * fields.integer("lanes", 1, _MOST_LANES):
+        raise ConfigError(f"{uri}: not a key file of sovstore: too little memory for its lanes", path=uri)
     stretched = _stretch(
         _passphrase(uri, access, f"Passphrase of {path}: "),
         salt,
@@ -144,9 +147,22 @@ def _aad(salt: bytes) -> bytes:
     return b"sovstore/1 key file\x00" + salt
 
 
+#: Two derivations with several lanes at once wait for each other for ever (cryptography 50.0 with OpenSSL 3.5).
+_one_at_a_time = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _one_at_a_time  # a child must not inherit a lock that another thread of its parent held
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _stretch(passphrase: str, salt: bytes, memory_kib: int, passes: int, lanes: int) -> bytes:
     kdf = Argon2id(salt=salt, length=KEK, iterations=passes, lanes=lanes, memory_cost=memory_kib)
-    return kdf.derive(passphrase.encode())
+    with _one_at_a_time:
+        return kdf.derive(passphrase.encode())
 
 
 def _passphrase(uri: str, access: Access, prompt: str) -> str:
