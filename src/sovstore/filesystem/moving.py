@@ -1,0 +1,183 @@
+"""Copying, renaming and deleting, and folders."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import Any
+
+from fsspec.asyn import AsyncFileSystem, sync
+
+from sovstore.errors import IsFolderError, ObjectExistsError, ObjectNotFoundError, PathError, StoreError
+from sovstore.filesystem.base import SovBase
+from sovstore.filesystem.writing import Writing
+from sovstore.store import Entry
+
+
+class Moving(Writing):
+    """The calls that copy, rename and delete."""
+
+    async def _cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        source, target = self._strip_own(path1), self._strip_own(path2)
+        try:
+            await self.store.copy(source, target)
+        except IsFolderError:
+            if not await self._isdir(source):
+                raise
+            await self._makedirs(target, exist_ok=True)
+
+    async def _mv_file(self, path1: str, path2: str) -> None:
+        await self.store.move(self._strip_own(path1), self._strip_own(path2))
+
+    async def _plan(self, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[tuple[str, str]]:
+        """Return which source goes where, as fsspec maps them.
+
+        Raises
+        ------
+        PathError
+            When two sources would get one target, or a target is itself a source: something would be lost.
+        """
+        pairs = _Pairs(self)
+        await AsyncFileSystem._copy(pairs, path1, path2, recursive=recursive, maxdepth=maxdepth, on_error="raise")
+        found = [pair for pair in pairs.found if pair[0] != pair[1]]
+        sources, targets = {source for source, _ in found}, [target for _, target in found]
+        clash = next((t for t in targets if t in sources or targets.count(t) > 1), None) if len(found) > 1 else None
+        if clash is not None:
+            hint = "copy or rename in two steps, by way of another folder"
+            raise PathError(f"{clash}: would be the target of more than one, or is a source too", path=clash, hint=hint)
+        return found
+
+    async def _copy(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,
+        on_error: str | None = None,
+        maxdepth: int | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        limit = asyncio.Semaphore(batch_size or self.batch_size)
+
+        async def one(source: str, target: str) -> None:
+            async with limit:
+                # What was listed and is gone now is an error, unless the caller says otherwise: fsspec would skip it.
+                with suppress(*([FileNotFoundError] if on_error == "ignore" else [])):
+                    await self._cp_file(source, target)
+
+        await asyncio.gather(*(one(*pair) for pair in await self._plan(path1, path2, recursive, maxdepth)))
+
+    async def _mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        pairs = await self._plan(path1, path2, recursive, maxdepth)
+        if not pairs and isinstance(path1, str) and not recursive and await self._isdir(path1):
+            raise IsFolderError(f"{path1}: is a folder", path=path1, hint="use recursive=True (-r) to rename all of it")
+        folders = []
+        for source, target in pairs:
+            if await self._isdir(source):
+                await self._makedirs(target, exist_ok=True)
+                folders.append(await self.store.stat(source))
+            else:
+                await self.store.move(source, target)
+        await self.store.delete(folders)
+
+    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
+        """Rename objects: new headers, bodies as they are; each is checked at its new path before the old one goes."""
+        sync(self.loop, self._mv, path1, path2, recursive=recursive, maxdepth=maxdepth)
+
+    async def _rm_file(self, path: str, **kwargs: Any) -> None:
+        # Not `_rm`, which takes '*' in the name of an object for a pattern.
+        path = self._strip_own(path)
+        entry = await self.store.stat(path)
+        if entry.folder:
+            raise IsFolderError(f"{path}: is a folder", path=path, hint="use rmdir, or rm with recursive=True")
+        await self.store.delete([entry])
+
+    async def _rm(
+        self,
+        path: Any,
+        recursive: bool = False,
+        batch_size: int | None = None,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        found: dict[str, dict[str, Any]] = {}
+        for one in [path] if isinstance(path, str | os.PathLike) else path:
+            plain = self._strip_own(one)
+            # Names may hold any character: an object of just this name is what is meant, before any pattern.
+            if any(sign in plain for sign in "*?[") and not await self._exists(plain):
+                matches = await self._glob(plain, detail=True)
+            else:
+                matches = {plain: await self._info(plain)}
+            for name, info in matches.items():
+                if info["type"] != "directory":
+                    found[name] = info
+                elif recursive:
+                    found.update(await self._find(name, maxdepth=maxdepth, withdirs=True, detail=True))
+                    found.setdefault(name, info)
+                else:
+                    raise IsFolderError(
+                        f"{name}: is a folder", path=name, hint="use recursive=True (-r) to delete all of it"
+                    )
+            if not matches:
+                raise ObjectNotFoundError(f"{plain}: no such object in store {self.store_name!r}", path=plain)
+        found.pop("", None)
+        entries = [await self._entry_of(name, info) for name, info in found.items()]
+        await self.store.delete(entries)
+
+    async def _entry_of(self, name: str, info: dict[str, Any]) -> Entry:
+        wire = info.get("wire_name") or await self.store.name(name)
+        folder = info["type"] == "directory"
+        return Entry(name, wire, info["size"], 0, folder, False, None, None, None)
+
+    async def _mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        path = self._strip_own(path)
+        if not path:
+            return
+        kind = await self._type(path)
+        if kind == "file" or (kind and self.store.backend.real_folders):
+            raise ObjectExistsError(f"{path}: exists already", path=path)
+        parent = self._parent(path)
+        if not create_parents and self.store.backend.real_folders and not await self._isdir(parent):
+            raise ObjectNotFoundError(f"{parent}: no such folder", path=parent)
+        await self.store.make_folder(path)
+
+    async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
+        path = self._strip_own(path)
+        kind = await self._type(path)
+        if kind == "file" or (kind and not exist_ok):
+            raise ObjectExistsError(f"{path}: exists already", path=path)
+        # Also when there is one: on some hosts it may only be implied by an object in it, and go away with that.
+        if path:
+            await self.store.make_folder(path)
+
+    async def _rmdir(self, path: str) -> None:
+        path = self._strip_own(path)
+        entry = await self.store.stat(path)
+        if not entry.folder:
+            raise StoreError(f"{path}: is not a folder", path=path)
+        async for _ in self.store.list(path):
+            raise StoreError(
+                f"{path}: the folder is not empty", path=path, hint="rm with recursive=True deletes all of it"
+            )
+        if path:
+            await self.store.delete([entry])
+
+    def rmdir(self, path: str) -> None:
+        """Delete an empty folder."""
+        sync(self.loop, self._rmdir, path)
+
+
+class _Pairs:
+    """Stands in for a filesystem while fsspec works out which source goes where, and copies nothing."""
+
+    def __init__(self, fs: SovBase) -> None:
+        self._fs = fs
+        self.batch_size = fs.batch_size
+        self.found: list[tuple[str, str]] = []
+
+    async def _cp_file(self, source: str, target: str) -> None:
+        self.found.append((self._fs._strip_own(source), self._fs._strip_own(target)))
+
+    def __getattr__(self, name: str) -> Any:  # whatever fsspec asks for
+        return getattr(self._fs, name)

@@ -1,0 +1,124 @@
+"""Writing whole objects, and opening them as files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.compression import compr
+from fsspec.core import get_compression
+
+from sovstore.errors import UnsupportedError
+from sovstore.files import AsyncReader, AsyncWriter, CompressedFile, SovReader, SovWriter, TextFile, check_mode
+from sovstore.filesystem.reading import Reading
+from sovstore.objects import BLOCK, ObjectWriter
+
+
+class Writing(Reading):
+    """The calls that write or open."""
+
+    async def _pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
+        await self.store.put(self._strip_own(path), value, create=mode == "create")
+
+    async def _put_file(
+        self, lpath: str, rpath: str, mode: str = "overwrite", callback: Any = DEFAULT_CALLBACK, **kwargs: Any
+    ) -> None:
+        rpath = self._strip_own(rpath)
+        if os.path.isdir(lpath):
+            await self._makedirs(rpath, exist_ok=True)
+            return
+        with await asyncio.to_thread(open, lpath, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            callback.set_size(size)
+            async with self.store.transfer(size):
+                await self._pour_in(file, size, await self.store.writer(rpath, create=mode == "create"), callback)
+
+    async def _pour_in(self, file: Any, size: int, writer: ObjectWriter, callback: Any) -> None:
+        """Seal a local file as an object: one block is on its way while the next is read and sealed in a thread."""
+        block = bytearray(max(1, min(BLOCK, size)))
+
+        def next_block() -> tuple[memoryview, int]:
+            read = file.readinto(block)
+            return writer.seal(memoryview(block)[:read]), read
+
+        try:
+            sealed, read = await asyncio.to_thread(next_block)
+            while read:
+                sending = asyncio.ensure_future(writer.send(sealed))
+                try:
+                    sealed, following = await asyncio.to_thread(next_block)
+                finally:
+                    await sending
+                callback.relative_update(read)
+                read = following
+            await writer.send(sealed)
+            await writer.commit()
+        except BaseException:
+            await writer.abort()
+            raise
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_type: str = "sov",
+        cache_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SovReader | SovWriter:
+        path = self._strip_own(path)
+        check_mode(path, mode)
+        if mode == "rb":
+            reader = self._sync(self.store.reader, path)
+            return SovReader(self, reader, cache_type, block_size=block_size, cache_options=cache_options)
+        return SovWriter(self, self._sync(self._new_writer, path, mode), mode)
+
+    async def _new_writer(self, path: str, mode: str) -> Any:
+        return await self.store.writer(path, create=mode == "xb")
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        """Open an object; text modes, compression and buffering are fsspec's.
+
+        Parameters
+        ----------
+        path : str
+            Path or URL.
+        mode : str
+            ``rb``, ``wb``, ``xb`` (fail if there is one) and their text forms.
+
+        Raises
+        ------
+        UnsupportedError
+            For appending and updating in place.
+        ObjectNotFoundError, ObjectExistsError, IntegrityError, FormatError
+            As the mode says. Nothing that was not authenticated is ever returned.
+        """
+        text = {key: kwargs.pop(key) for key in ("encoding", "errors", "newline") if key in kwargs}
+        compression = get_compression(path, kwargs.pop("compression", None))
+        file = wrapped = super().open(path, mode if "b" in mode else mode.replace("t", "") + "b", **kwargs)
+        if compression is not None:
+            wrapped = CompressedFile(compr[compression](file, mode=file.mode[0]), file)
+        return wrapped if "b" in mode else TextFile(wrapped, file, **text)
+
+    async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> AsyncReader | AsyncWriter:
+        """Open an object for ``await``: read in order (``rb``), or written (``wb``, ``xb``)."""
+        path = self._strip_own(path)
+        check_mode(path, mode)
+        if mode == "rb":
+            return AsyncReader(self, await self.store.reader(path))
+        return AsyncWriter(self, await self._new_writer(path, mode))
+
+    def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
+        """Write an empty object.
+
+        Raises
+        ------
+        UnsupportedError
+            With ``truncate=False`` on an object that exists: its time cannot be changed alone.
+        """
+        path = self._strip_own(path)
+        if not truncate and self.exists(path):
+            raise UnsupportedError(f"{path}: exists, and its time cannot be changed alone", path=path)
+        self.pipe_file(path, b"")
