@@ -6,13 +6,17 @@ The file holds references only. `load` reads it; `write_settings` changes values
 from __future__ import annotations
 
 import difflib
+import fcntl
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import platformdirs
 
@@ -248,6 +252,9 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
             hint = "copy it from where the store was made"
             raise ConfigError(f"{where}: {key} is not {length} lower-case hexadecimal digits", path=where, hint=hint)
     scheme, url, rest = values["root"].partition("://")
+    if url and urlsplit(values["root"]).password:
+        hint = "put the password where that filesystem looks for it: its environment, agent or key files"
+        raise ConfigError(f"{where}: 'root' holds a password, and the file is no place for one", path=where, hint=hint)
     if values["provider"] == "fsspec" and url:
         values.setdefault("protocol", scheme)
     if (values["provider"] == "fsspec") != ("protocol" in values):
@@ -340,28 +347,64 @@ def _read_passphrase(file: str) -> str:
         ) from exc
 
 
-def write_settings(path: Path, store: str, settings: Mapping[str, str | list[str]]) -> None:
+def write_settings(
+    path: Path,
+    store: str,
+    settings: Mapping[str, str | list[str]],
+    *,
+    replaces: Mapping[str, str | None] | None = None,
+) -> None:
     """Set values in the table of one store, keeping comments and order; replaces the file at once.
+
+    Parameters
+    ----------
+    replaces : mapping, optional
+        Settings that must still have these values, None for absent: another process may be at the same store.
 
     Raises
     ------
     ConfigError
-        When the file cannot be read or written.
+        When the file cannot be read or written, or a setting is not what `replaces` says.
     """
-    import tomlkit
-
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
-        stores = document.setdefault("stores", tomlkit.table(is_super_table=True))
-        table = stores.setdefault(store, tomlkit.table())
-        table.update(settings)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
-        os.replace(temporary, path)
+        with _locked(path.parent):
+            _rewrite(path, store, settings, replaces or {})
     except OSError as exc:
         settings_text = ", ".join(f'{key} = "{value}"' for key, value in settings.items())
         hint = f"write into [stores.{store}] yourself: {settings_text}"
         raise ConfigError(f"{path}: cannot be written: {exc.strerror}", path=str(path), hint=hint) from exc
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: two processes that change one file in it would each undo the other's change."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _rewrite(
+    path: Path, store: str, settings: Mapping[str, str | list[str]], replaces: Mapping[str, str | None]
+) -> None:
+    import tomlkit
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    stores = document.setdefault("stores", tomlkit.table(is_super_table=True))
+    table = stores.setdefault(store, tomlkit.table())
+    for key, value in replaces.items():
+        if table.get(key) != value:
+            hint = "another process made or changed this store just now: look at it, then run this again if needed"
+            raise ConfigError(f"{path}: {key!r} of store {store!r} was changed meanwhile", path=str(path), hint=hint)
+    table.update(settings)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

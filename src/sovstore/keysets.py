@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import platformdirs
 
@@ -262,7 +263,7 @@ async def restore(backend: Backend, config: StoreConfig, access: Access, source:
 
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,32 @@ def test_a_passphrase_file_that_is_not_there(file):
     file.write_text(GOOD + 'passphrase_file = "gone"\n')
     with pytest.raises(ConfigError, match="cannot be read"):
         config.access(config.load(file).store("cohortes")).passphrase("?")
+
+
+def test_write_settings_of_two_processes_do_not_undo_each_other(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from sovstore import config
+config.write_settings(Path(sys.argv[1]), sys.argv[2], {"provider": "memory", "root": "/x", "kek": "keyfile:/k"})
+"""
+    path = tmp_path / "sovstore.toml"
+    names = [f"store-{n}" for n in range(8)]
+    started = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in names]
+    assert [process.wait(60) for process in started] == [0] * 8
+    assert sorted(config.load(path).stores) == names
+
+
+def test_write_settings_refuses_what_changed_meanwhile(file):
+    config.write_settings(file, "cohortes", {"store_id": "0" * 32}, replaces={"store_id": None})
+    with pytest.raises(ConfigError, match="was changed meanwhile"):
+        config.write_settings(file, "cohortes", {"store_id": "1" * 32}, replaces={"store_id": None})
+    assert config.load(file).store("cohortes").store_id == "0" * 32
+
+
+def test_a_password_in_a_root_is_refused(file):
+    text = GOOD.replace('"local"', '"fsspec"').replace('"host"', '"sftp://bob:canary-9@h/p"')
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        config.load(file)
+    assert "canary-9" not in str(caught.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 
 import fsspec
 import pytest
@@ -302,3 +304,146 @@ def test_cat_omits_what_is_missing_and_nothing_else(fs):
 def test_local_cache_files_hold_plaintext_only_where_the_user_asks(fs, tmp_path):
     with fsspec.open("simplecache::sov://cohortes/a.txt", simplecache={"cache_storage": str(tmp_path / "c")}) as file:
         assert file.read() == b"1"
+
+
+# What an adversarial review found
+
+
+def test_the_host_is_never_asked_for_a_plaintext_name(fs, monkeypatch):
+    asked = []
+    backend = type(fs._sync(_backend, fs))
+    for method in ("stat", "read", "upload", "copy"):
+        original = getattr(backend, method)
+
+        def spy(self, name, *args, _original=original, **kwargs):
+            asked.append(name)
+            return _original(self, name, *args, **kwargs)
+
+        monkeypatch.setattr(backend, method, spy)
+    for path in ("secretname", "d/secretname", "d/e/c.txt/secretname"):
+        for call in (fs.cat_file, fs.open, fs.info, fs.rm):
+            with pytest.raises(FileNotFoundError):
+                call(path)
+        with pytest.raises(FileNotFoundError):
+            fs.cp(path, "x")
+    assert asked
+    assert not [name for name in asked if "secret" in name or "c.txt" in name]
+
+
+async def _backend(fs):
+    return fs.store.backend
+
+
+def test_unknown_options_are_refused_and_not_kept(fs):
+    with pytest.raises(errors.ConfigError, match="unknown option 'passphrase'") as caught:
+        fsspec.filesystem("sov", store="cohortes", passphrase="hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_renames_that_would_lose_something_are_refused(fs):
+    for source, target in ((["a.txt", "d/b.txt"], ["d/b.txt", "a.txt"]), (["a.txt", "d/b.txt"], ["x", "x"])):
+        for call in (fs.mv, fs.cp):
+            with pytest.raises(errors.PathError, match="more than one"):
+                call(source, target)
+    with pytest.raises(errors.IsFolderError, match="is a folder"):
+        fs.mv("d", "new")
+    assert {path: fs.cat(path) for path in fs.find("")} == TREE
+
+
+def test_a_name_is_meant_before_a_pattern(fs):
+    for path in ("r[1].csv", "r1.csv", "s*", "st"):
+        fs.pipe_file(path, b"x")
+    fs.rm("r[1].csv")
+    fs.rm("s*")
+    assert fs.exists("r1.csv")
+    assert fs.exists("st")
+    mapper = fs.get_mapper("")
+    mapper["x[1]"], mapper["x1"] = b"1", b"2"
+    del mapper["x[1]"]
+    assert mapper["x1"] == b"2"
+
+
+def test_a_mapping_never_drops_what_was_tampered_with(fs):
+    mapper = fs.get_mapper("z")
+    for key in "012":
+        mapper[key] = b"x"
+    Host(fs).set("z/1", b"y" * 300)
+    with pytest.raises(errors.FormatError):
+        mapper.getitems(["0", "1", "2"], on_error="omit")
+    assert mapper.getitems(["0", "no"], on_error="omit") == {"0": b"x"}
+    with pytest.raises(KeyError):
+        mapper.getitems(["no"])
+
+
+def test_no_key_is_in_the_locals_of_a_traceback(fs):
+    fs.pipe_file("t", b"x")
+    keyset = fs._sync(fs.store.keyset)
+    keys = [s.reveal() for s in (keyset.names_key, keyset.auth_key, keyset.primary.key)]
+    host, count = Host(fs), 0
+    sealed = host.get("t")
+    for at in (30, 130, 160, 190):
+        host.set("t", sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :])
+        with pytest.raises(errors.IntegrityError) as caught:
+            fs.cat("t")
+        error = caught.value
+        while error is not None:
+            frame = error.__traceback__
+            while frame is not None:
+                for value in frame.tb_frame.f_locals.values():
+                    if (
+                        isinstance(value, bytes | bytearray)
+                        and frame.tb_frame.f_code.co_name != "test_no_key_is_in_the_locals_of_a_traceback"
+                    ):
+                        count += 1
+                        assert not any(key in value for key in keys)
+                frame = frame.tb_next
+            error = error.__cause__
+    assert count
+
+
+def test_links_in_a_local_folder_lead_nowhere(tmp_path, monkeypatch):
+    cheap_key_files(monkeypatch)
+    fs = open_fs(make_store(tmp_path))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / ("a" * 24)).write_text("mine")
+    root = tmp_path / "cohortes"
+    (root / ".sovstore" / "tmp").rmdir()
+    (root / ".sovstore" / "tmp").symlink_to(victim)
+    with pytest.raises(errors.FormatError, match="symbolic link"):
+        fs.pipe_file("x", b"1")
+    (root / ".sovstore" / "tmp").unlink()
+    (root / fs._sync(fs.store.name, "folder")).symlink_to(victim)
+    with pytest.raises((errors.FormatError, FileNotFoundError)):
+        fs.rm("folder", recursive=True)
+    assert (victim / ("a" * 24)).read_text() == "mine"
+
+
+def test_a_pipe_in_a_local_folder_stops_nobody(tmp_path, monkeypatch):
+    cheap_key_files(monkeypatch)
+    fs = open_fs(make_store(tmp_path))
+    os.mkfifo(tmp_path / "cohortes" / fs._sync(fs.store.name, "pipe"))
+    with pytest.raises(errors.FormatError):
+        fs.cat_file("pipe")
+
+
+def test_two_key_files_open_at_once(tmp_path):
+    """Two derivations with several lanes at once wait for each other for ever in cryptography 50.0."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        open_fs(make_store(tmp_path / name, name), name).pipe_file("x", b"1")
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: found.append(
+                open_fs(tmp_path / n / "sovstore.toml", n, skip_instance_cache=True).cat_file("x")
+            ),
+            daemon=True,
+        )
+        for n in ("a", "b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == [b"1", b"1"]

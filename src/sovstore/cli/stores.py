@@ -125,7 +125,7 @@ def _create(run: Run, described: StoreConfig) -> tuple[Keyset, bool]:
     file = described.source or _config_file(run)
 
     def record(made: Mapping[str, str]) -> None:
-        config.write_settings(file, described.name, dict(made))
+        config.write_settings(file, described.name, dict(made), replaces={"store_id": described.store_id})
 
     async def work(access: Access) -> Keyset:
         return await store.create(described, access, record)
