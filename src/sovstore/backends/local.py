@@ -37,6 +37,7 @@ from sovstore.errors import (
 #: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
 _SLICE = 2**24
 _THREADS = 4
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Opening waits for nobody (a pipe would) and follows no link.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{24}")
@@ -64,7 +65,7 @@ def _mapped(name: str, *, writing: bool = False) -> Iterator[None]:
         hint = "check the rights of the store's folder"
         raise StoreError(f"{name}: the system refused: {exc.strerror}", path=name, hint=hint) from exc
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if exc.errno in _FULL:
             hint = "free some room, then run it again; what was there before is unharmed"
             raise StoreError(f"{name}: no room: {exc.strerror}", path=name, hint=hint) from exc
         raise StoreUnavailableError(f"{name}: {exc.strerror or type(exc).__name__}", path=name) from exc
@@ -304,7 +305,7 @@ class _LocalUpload(Upload):
         self._lock = threading.RLock()
         with _mapped(name, writing=True):
             folder = _below(root, TEMPORARY)
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_temporary(root, folder)
             while self._descriptor is None:
                 self._temporary = folder / os.urandom(12).hex()
                 self._descriptor = _create_locked(self._temporary)
@@ -399,6 +400,18 @@ class _LocalUpload(Upload):
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _make_temporary(root: Path, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        if exc.errno in _FULL:
+            raise
+        hint = "check 'root' in the configuration, and the rights of that folder"
+        raise StoreError(
+            f"{root}: the store's folder cannot be written: {exc.strerror}", path=str(root), hint=hint
+        ) from exc
 
 
 def _create_locked(path: Path) -> int | None:

@@ -68,8 +68,12 @@ def _split(path: Any) -> tuple[str | None, str]:  # whatever fsspec accepts as a
     store = None
     if text.startswith(_SCHEME):
         store, _, text = text.removeprefix(_SCHEME).partition("/")
-    # One slash at either end is habit; more would be empty segments, which the format refuses.
-    return store, text.removeprefix("/").removesuffix("/")
+    # One slash at either end is habit. More would be empty segments; they are refused here, since fsspec strips a path
+    # more than once and would take them off one by one.
+    plain = text.removeprefix("/").removesuffix("/")
+    if plain.startswith("/") or plain.endswith("/"):
+        raise PathError(f"{text!r}: empty path or segment", path=text, hint="write 'a/b': no double '/'")
+    return store, plain
 
 
 class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # fsspec has no types
@@ -164,3 +168,25 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
     async def __aexit__(self, *exc: object) -> None:
         """Close the connections of the running loop."""
         await self.close()
+
+
+class Rooted:
+    """Stands in for a filesystem where fsspec works out which source goes where.
+
+    fsspec takes a source without any ``/`` for the target itself, also when the target is a folder to put it into; here
+    every source has one.
+
+    Parameters
+    ----------
+    fs : SovBase
+        The filesystem.
+    """
+
+    def __init__(self, fs: SovBase) -> None:
+        self._fs = fs
+
+    async def _expand_path(self, *args: Any, **kwargs: Any) -> list[str]:
+        return [f"/{path}" for path in await self._fs._expand_path(*args, **kwargs)]
+
+    def __getattr__(self, name: str) -> Any:  # whatever else fsspec asks for
+        return getattr(self._fs, name)

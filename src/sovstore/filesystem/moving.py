@@ -10,7 +10,7 @@ from typing import Any
 from fsspec.asyn import AsyncFileSystem, sync
 
 from sovstore.errors import IsFolderError, ObjectExistsError, ObjectNotFoundError, PathError, StoreError
-from sovstore.filesystem.base import SovBase
+from sovstore.filesystem.base import Rooted, SovBase
 from sovstore.filesystem.writing import Writing
 from sovstore.store import Entry
 
@@ -168,16 +168,12 @@ class Moving(Writing):
         sync(self.loop, self._rmdir, path)
 
 
-class _Pairs:
+class _Pairs(Rooted):
     """Stands in for a filesystem while fsspec works out which source goes where, and copies nothing."""
 
     def __init__(self, fs: SovBase) -> None:
-        self._fs = fs
-        self.batch_size = fs.batch_size
+        super().__init__(fs)
         self.found: list[tuple[str, str]] = []
 
     async def _cp_file(self, source: str, target: str) -> None:
         self.found.append((self._fs._strip_own(source), self._fs._strip_own(target)))
-
-    def __getattr__(self, name: str) -> Any:  # whatever fsspec asks for
-        return getattr(self._fs, name)

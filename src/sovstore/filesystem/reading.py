@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.mapping import FSMap
 from fsspec.utils import isfilelike
 
 from sovstore.errors import IsFolderError, SovstoreError, StoreError
+from sovstore.filesystem.base import Rooted
 from sovstore.filesystem.looking import Looking
 from sovstore.format.cobblestone import CHUNK
 from sovstore.objects import ObjectReader
@@ -111,6 +113,9 @@ class Reading(Looking):
 
         await asyncio.gather(*(one(path, indices) for path, indices in wanted.items()))
         return results
+
+    async def _get(self, rpath: Any, lpath: Any, *args: Any, **kwargs: Any) -> Any:
+        return await AsyncFileSystem._get(Rooted(self), rpath, lpath, *args, **kwargs)
 
     async def _get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **kwargs: Any) -> None:
         rpath = self._strip_own(rpath)
