@@ -452,3 +452,65 @@ for write in (lambda: fs.pipe_file("a", bytes(3 << 20)), lambda: fs.open("a", "w
     assert not (tmp_path / "local").exists()
     assert not list(tmp_path.glob("*.part"))
     assert not list((tmp_path / "cohortes" / ".sovstore" / "tmp").iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB, where the one who runs the tests may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system takes rights that these tests do not have")
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk, tmp_path):
+    fs = open_fs(make_store(tmp_path, root=str(small_disk / "store")))
+    fs.pipe_file("a", b"old" * 1000)
+    (tmp_path / "local").write_bytes(bytes(3 << 20))
+
+    def in_pieces():
+        with fs.open("a", "wb") as file:
+            file.writelines([bytes(300_000)] * 10)
+
+    for write in (
+        lambda: fs.pipe_file("a", bytes(3 << 20)),
+        lambda: fs.put_file(str(tmp_path / "local"), "a"),
+        in_pieces,
+        lambda: fs.pipe_file("new", bytes(1 << 20)),
+    ):
+        refused(StoreError, "no room: No space left on device", "free some room", write)
+        assert fs.cat_file("a") == b"old" * 1000
+        assert fs.find("") == ["a"]
+        assert not list((small_disk / "store" / ".sovstore" / "tmp").iterdir())
+    fs.pipe_file("half", bytes(600_000))
+    refused(StoreError, "no room", "free some room", fs.cp, "half", "second")
+    elsewhere = open_fs(make_store(tmp_path, "second", root=str(tmp_path / "second")), "second")
+    elsewhere.pipe_file("big", bytes(3 << 20))
+    target = small_disk / "download"
+    refused(StoreError, "cannot be written: No space left", "free some room", elsewhere.get_file, "big", str(target))
+    assert not target.exists()
+    assert not list(small_disk.glob("*.part"))
+
+
+def test_a_disk_that_is_mounted_read_only(small_disk, tmp_path):
+    fs = open_fs(make_store(tmp_path, root=str(small_disk / "store")))
+    fs.pipe_file("a", b"old")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for write in (
+        lambda: fs.pipe_file("a", b"new"),
+        lambda: fs.open("b", "wb"),
+        lambda: fs.rm("a"),
+        lambda: fs.mv("a", "b"),
+        lambda: fs.cp("a", "b"),
+        lambda: fs.makedirs("folder"),
+    ):
+        with pytest.raises(StoreError, match=r"[Rr]ead-only|cannot be written"):
+            write()
+    assert fs.cat_file("a") == b"old"
+    assert fs.find("", withdirs=True) == ["a"]

@@ -1,0 +1,457 @@
+"""The file objects: what they fetch, when they publish, and how they give a write up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import gzip
+import io
+import os
+import pickle
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sovstore.backends.base import Backend, Upload
+from sovstore.errors import StoreError, StoreUnavailableError, UnsupportedError
+from sovstore.files import CompressedFile, SequentialCache, check_mode, handled_exception, leaving_by_exception
+from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, wrap_backends
+from tests.stores import make_store, open_fs
+
+CHUNK, MIB = 16384, 2**20
+OLD = b"the old object"
+
+
+@pytest.fixture(autouse=True)
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap_key_files(monkeypatch)
+
+
+@pytest.fixture(params=PROVIDERS)
+def host(tmp_path: Path, request: pytest.FixtureRequest) -> Host:
+    made = open_host(tmp_path, request.param)
+    made.fs.pipe_file("object", OLD)
+    return made
+
+
+def unharmed(host: Host) -> None:
+    gc.collect()
+    assert host.fs.cat_file("object") == OLD
+    assert host.fs.find("") == ["object"]
+    assert host.unfinished() == []
+
+
+# The cache
+
+
+def _cache(data: bytes) -> tuple[SequentialCache, list[tuple[int, int]]]:
+    asked: list[tuple[int, int]] = []
+
+    def fetch(start: int, end: int) -> bytes:
+        assert 0 <= start < end <= len(data)
+        asked.append((start, end))
+        return data[start:end]
+
+    return SequentialCache(5 * MIB, fetch, len(data)), asked
+
+
+_DATA = bytes(range(256)) * (9 * MIB // 256) + b"the end"
+_PLACES = st.integers(0, len(_DATA) + 10) | st.sampled_from([0, CHUNK, CHUNK - 1, 4 * MIB, len(_DATA), len(_DATA) - 1])
+_LENGTHS = st.sampled_from([0, 1, 100, CHUNK, CHUNK + 1, 200_000, 4 * MIB, 6 * MIB])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(st.tuples(_PLACES, st.sampled_from([0, 1, 100, CHUNK, CHUNK + 1, 200_000, 4 * MIB, 6 * MIB])), max_size=12)
+)
+def test_the_cache_gives_what_is_there(reads: list[tuple[int, int]]) -> None:
+    cache, _ = _cache(_DATA)
+    for start, size in reads:
+        assert cache._fetch(start, start + size) == _DATA[start : start + size]
+
+
+@pytest.mark.parametrize("step", [1000, CHUNK, 50_000, MIB, 5 * MIB])
+def test_a_sequential_reader_fetches_each_byte_once(step: int) -> None:
+    cache, asked = _cache(_DATA)
+    for start in range(0, len(_DATA), step):
+        cache._fetch(start, start + step)
+    assert sum(end - start for start, end in asked) == len(_DATA)
+    assert len(asked) < 20
+    assert cache._fetch(None, None) == _DATA
+
+
+def test_a_random_read_fetches_whole_chunks_and_no_more() -> None:
+    cache, asked = _cache(_DATA)
+    for start, size in ((100 * CHUNK + 5, 10), (3 * CHUNK, CHUNK), (200 * CHUNK - 1, 2), (5, 10)):
+        cache._fetch(start, start + size)
+    assert asked == [
+        (100 * CHUNK, 101 * CHUNK),
+        (3 * CHUNK, 4 * CHUNK),
+        (199 * CHUNK, 201 * CHUNK),
+        # It follows on nothing, so nothing is read ahead.
+        (0, CHUNK),
+    ]
+
+
+# Reading
+
+
+def test_lines_do_not_fetch_anything_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, calls = make_store(tmp_path, provider="memory"), Counter[str]()
+    wrap_backends(monkeypatch, lambda inner: Through(inner, calls))
+    fs = open_fs(file)
+    lines = [b"%d %s\n" % (n, b"x" * (n % 200)) for n in range(60_000)]
+    fs.pipe_file("lines", b"".join(lines))
+    calls.clear()
+    with fs.open("lines") as opened:
+        assert list(opened) == lines
+    # One request per MiB, and a few to begin with; fsspec's own `readline` makes one per line.
+    assert calls["read"] < 20
+
+
+def test_a_reader_is_pickled_with_its_place(host: Host) -> None:
+    with host.fs.open("object") as file:
+        file.seek(4)
+        again = pickle.loads(pickle.dumps(file))  # noqa: S301  # made here
+        assert again.read() == file.read() == OLD[4:]
+    again.close()
+
+
+def test_what_a_reader_says_of_itself(host: Host) -> None:
+    with host.fs.open("object") as file, host.fs.open("object") as same:
+        assert file.info() == host.fs.info("object")
+        assert file.details["size"] == file.size == len(OLD)
+        assert file == same
+        assert hash(file) == hash(same)
+        assert (file.readable(), file.seekable(), file.writable()) == (True, True, False)
+        with pytest.raises(ValueError, match="write mode"):
+            file.write(b"1")
+        host.fs.pipe_file("object", b"another one")
+        with host.fs.open("object") as other:
+            assert file != other
+    with pytest.raises(ValueError, match="closed"):
+        file.read()
+
+
+# Writing
+
+
+def test_what_a_writer_says_of_itself(host: Host) -> None:
+    file = host.fs.open("new", "wb")
+    assert (file.readable(), file.seekable(), file.writable(), file.tell()) == (False, False, True, 0)
+    assert file.write(b"12") == 2
+    for value in (bytearray(b"3"), memoryview(b"4"), np.frombuffer(b"56", np.uint8), np.array([7], np.int32)):
+        file.write(value)
+    assert file.tell() == 10
+    with pytest.raises(TypeError):
+        file.write("text")
+    with pytest.raises(OSError, match="Seek"):
+        file.seek(0)
+    with pytest.raises(RuntimeError, match="writeable"):
+        pickle.dumps(file)
+    assert not host.fs.exists("new")
+    file.commit()
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.write(b"1")
+    assert host.fs.cat_file("new") == b"123456\7\0\0\0"
+
+
+@pytest.mark.parametrize("mode", ["ab", "a", "r+b", "r+", "w+b", "rb+", "x+", "at"])
+def test_modes_that_a_sealed_object_does_not_have(host: Host, mode: str) -> None:
+    with pytest.raises(UnsupportedError, match="not possible") as caught:
+        host.fs.open("object", mode)
+    assert "write it again with 'wb'" in (caught.value.hint or "")
+    unharmed(host)
+
+
+def test_modes_that_it_has() -> None:
+    for mode in ("rb", "wb", "xb"):
+        check_mode("path", mode)
+
+
+def test_discarding(host: Host) -> None:
+    for size in (0, 10, 3 * MIB):
+        file = host.fs.open("object", "wb")
+        file.write(bytes(size))
+        file.discard()
+        file.discard()
+        file.close()
+        assert file.closed
+        unharmed(host)
+
+
+class Failing(Through):
+    """A host that refuses one write in the middle of an upload, and takes those after it."""
+
+    def __init__(self, inner: Backend, fails_at: int) -> None:
+        super().__init__(inner, Counter())
+        self.fails_at = fails_at
+
+    async def upload(self, name: str, **conditions: Any) -> Upload:
+        upload = await self.inner.upload(name, **conditions)
+        written, real = iter(range(1000)), upload.write
+
+        async def write(data: Any) -> None:
+            if next(written) == self.fails_at:
+                raise StoreUnavailableError("the host is away for a moment")
+            await real(data)
+
+        upload.write = write  # type: ignore[method-assign]
+        return upload
+
+
+@pytest.fixture
+def failing(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = open_host(tmp_path, "local")
+    host.fs.pipe_file("object", OLD)
+    wrap_backends(monkeypatch, lambda inner: Failing(inner, request.param))
+    return Host(open_fs(host.fs.store.config.source, skip_instance_cache=True))
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3], indirect=True)
+def test_a_write_that_the_host_refused_once_is_never_published(failing: Host) -> None:
+    """Not even by a caller who goes on after the error: a part of the object is missing."""
+    file = failing.fs.open("object", "wb")
+    with pytest.raises((StoreError, ValueError)):
+        file.writelines([bytes(MIB)] * 6)
+    with contextlib.suppress(StoreError):
+        file.close()
+    unharmed(failing)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3], indirect=True)
+def test_an_asynchronous_write_that_the_host_refused_once_is_never_published(failing: Host) -> None:
+    async def use() -> None:
+        file = await failing.fs.open_async("object", "wb")
+        with pytest.raises(StoreUnavailableError):
+            await file.write(bytes(6 * MIB))
+        with pytest.raises(StoreError, match="given up"):
+            await file.write(b"more")
+        with pytest.raises(StoreError, match="given up"):
+            await file.close()
+
+    # Not through `sync`, which loses the failure of a `pytest.raises`: it is no `Exception`.
+    asyncio.run_coroutine_threadsafe(use(), failing.fs.loop).result()
+    unharmed(failing)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2], indirect=True)
+def test_an_upload_that_the_host_refused_once(failing: Host, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(bytes(4 * MIB))
+    for call in (
+        lambda: failing.fs.put_file(str(tmp_path / "local"), "object"),
+        lambda: failing.fs.pipe_file("object", bytes(4 * MIB)),
+    ):
+        with pytest.raises(StoreUnavailableError, match="away for a moment"):
+            call()
+        unharmed(failing)
+
+
+def test_giving_up_waits_for_the_write_that_is_under_way(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its descriptor could be another file's when the write gets to it."""
+    if host.fs.store.config.provider != "local":
+        return
+    events, real_write, real_close = [], os.write, os.close
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow_write(descriptor: int, data: Any) -> int:
+        if len(data) > MIB:
+            events.append(("write", descriptor))
+            started.set()
+            go_on.wait(5)
+            events.append(("written", descriptor))
+        return real_write(descriptor, data)
+
+    def seen_close(descriptor: int) -> None:
+        events.append(("close", descriptor))
+        real_close(descriptor)
+
+    file = host.fs.open("object", "wb")
+    monkeypatch.setattr(os, "write", slow_write)
+    monkeypatch.setattr(os, "close", seen_close)
+    file.write(bytes(2 * MIB - 1))
+    assert started.wait(5)
+    giving_up = threading.Thread(target=file.discard)
+    giving_up.start()
+    time.sleep(0.1)
+    go_on.set()
+    giving_up.join(5)
+    monkeypatch.undo()
+    descriptor = events[0][1]
+    assert [what for what, which in events if which == descriptor][:3] == ["write", "written", "close"]
+    cheap_key_files(monkeypatch)
+    unharmed(host)
+
+
+# Exceptions
+
+
+@contextlib.contextmanager
+def handling(error: Exception) -> Iterator[None]:
+    """Run a block while an exception is handled, in no `with` block that it leaves."""
+    try:
+        raise error
+    except type(error):
+        yield
+
+
+def test_marks_of_exceptions() -> None:
+    assert handled_exception() == 0
+    try:
+        raise KeyError("one")
+    except KeyError:
+        first = handled_exception()
+        assert first == handled_exception() != 0
+        try:
+            raise KeyError("two")
+        except KeyError:
+            assert handled_exception() not in (0, first)
+        assert handled_exception() == first
+    assert handled_exception() == 0
+
+
+def test_a_mark_is_never_used_twice() -> None:
+    """A later exception often lies at the address of one that is gone."""
+    marks, addresses = [], []
+    for _ in range(50):
+        try:
+            raise KeyError
+        except KeyError as exc:
+            marks.append(handled_exception())
+            addresses.append(id(exc))
+    assert len(set(marks)) == 50
+    # Without this the test would show nothing.
+    assert len(set(addresses)) < 50
+
+
+def test_a_second_failure_is_not_taken_for_the_first(host: Host) -> None:
+    """Opened while one exception is handled, then left by another at the same address: it is given up all the same."""
+    for _ in range(10):
+        try:
+            raise KeyError
+        except KeyError:
+            opened = fsspec.open("sov://cohortes/object", "wb", config=str(host.fs.store.config.source))
+            file = opened.open()
+        with contextlib.suppress(KeyError), contextlib.closing(opened):
+            file.write(b"half of it")
+            raise KeyError
+        del opened, file
+        unharmed(host)
+
+
+def test_leaving_by_exception() -> None:
+    seen: list[bool] = []
+
+    class Look:
+        known = 0
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> bool:
+            seen.append(leaving_by_exception(self.known))
+            return True
+
+    with Look():
+        pass
+    with Look():
+        raise KeyError
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Look())
+        raise KeyError
+    with handling(ValueError()), Look():
+        pass
+    try:
+        raise KeyError
+    except KeyError:
+        seen.append(leaving_by_exception(0))
+        look = Look()
+        look.known = handled_exception()
+        with look:
+            pass
+    assert seen == [False, True, True, False, False, False]
+
+
+# Text and compression
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+@pytest.mark.parametrize("how", ["own text", "text of fsspec", "compressed", "compressed text", "binary"])
+def test_lost_without_being_closed(host: Host, how: str, size: int, caplog: pytest.LogCaptureFixture) -> None:
+    url, config = "sov://cohortes/object", str(host.fs.store.config.source)
+    opened = {
+        "own text": lambda: host.fs.open("object", "w"),
+        "text of fsspec": lambda: fsspec.open(url, "w", config=config).open(),
+        "compressed": lambda: host.fs.open("object", "wb", compression="gzip"),
+        "compressed text": lambda: host.fs.open("object", "w", compression="gzip"),
+        "binary": lambda: host.fs.open("object", "wb"),
+    }
+    for cyclic in (False, True):
+        file = opened[how]()
+        file.write("x" * size if "text" in how else os.urandom(size))
+        holder: list[Any] = [file]
+        if cyclic:
+            holder.append(holder)
+        del file, holder
+        unharmed(host)
+    assert caplog.text.count("never closed") == 2
+
+
+def test_a_text_file_that_fails(host: Host) -> None:
+    for compression in (None, "gzip"):
+        with contextlib.suppress(KeyError), host.fs.open("object", "w", compression=compression) as file:
+            file.write("half of it" * 300_000)
+            raise KeyError
+        assert file.buffer.closed
+        del file
+        unharmed(host)
+
+
+class Broken(io.BytesIO):
+    """A compressor that cannot write its end."""
+
+    def close(self) -> None:
+        raise OSError("no end")
+
+
+def test_a_compressor_that_fails_at_its_end(host: Host) -> None:
+    inner = host.fs.open("object", "wb")
+    inner.write(b"half of it")
+    file = CompressedFile(Broken(), inner)
+    with pytest.raises(OSError, match="no end"):
+        file.close()
+    unharmed(host)
+
+
+def test_a_compressed_file_is_used_like_a_file(host: Host) -> None:
+    with host.fs.open("lines.gz", "wt", compression="infer", newline="") as file:
+        file.write("one\ntwo\nthree\n")
+    with host.fs.open("lines.gz", compression="infer") as file:
+        assert next(file) == b"one\n"
+        assert file.tell() == 4
+        assert file.readable()
+        assert list(file) == [b"two\n", b"three\n"]
+    assert gzip.decompress(host.fs.cat_file("lines.gz")) == b"one\ntwo\nthree\n"
+
+
+def test_text_options(host: Host) -> None:
+    with host.fs.open("text", "w", encoding="utf-16-le", errors="strict", newline="\r\n") as file:
+        file.write("é\n")
+    assert host.fs.cat_file("text") == "é\r\n".encode("utf-16-le")
+    with host.fs.open("text", encoding="utf-16-le", mode="rt") as file:
+        assert file.read() == "é\n"
+    with host.fs.open("text", "r", encoding="ascii", errors="replace") as file:
+        assert "�" in file.read()
+    with pytest.raises(FileExistsError):
+        host.fs.open("text", "x")
