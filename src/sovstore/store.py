@@ -240,9 +240,9 @@ class Store:
         try:
             return await ObjectReader.open(self.backend, name, path, self._dek, whole=whole)
         except ObjectNotFoundError as exc:
-            raise await self._missing(path, exc) from exc
+            raise await self._missing(path) from exc
 
-    async def _missing(self, path: str, cause: ObjectNotFoundError) -> StoreError | FormatError:
+    async def _missing(self, path: str) -> StoreError | FormatError:
         """Return the error for a path that is not there: maybe it is a folder, or a foreign name from a listing."""
         with suppress(ObjectNotFoundError):
             if (await self.stat(path)).folder:
@@ -250,7 +250,6 @@ class Store:
         # Only what a listing showed: asking the host for a plaintext name would tell it that name.
         if path in self._foreign:
             return FormatError(f"{path}: not an object of this store: its name does not decrypt", path=path)
-        del cause
         return ObjectNotFoundError(f"{path}: no such object in store {self.config.name!r}", path=path)
 
     async def stat(self, path: str) -> Entry:

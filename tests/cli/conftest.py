@@ -66,7 +66,7 @@ def cli(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Ran]]:
     """Run a command in an empty working folder; no command ever prints the passphrase."""
-    work = tmp_path / "work"
+    work = tmp_path / "desk"
     work.mkdir()
     monkeypatch.chdir(work)
     printed: list[str] = []

@@ -65,8 +65,8 @@ def test_demo_keeps_what_can_be_used(cli, tmp_path, monkeypatch):
         monkeypatch.setattr(f"sovstore.cli.cohort.{table}", 20_000)
     ran = cli("demo", "--keep", "kept")
     assert ran.code == 0
-    kept = tmp_path / "work" / "kept"
-    assert ran.out.endswith("kept: cd DIR/work/kept && sovstore ls -R sov://cohortes/\n")
+    kept = tmp_path / "desk" / "kept"
+    assert ran.out.endswith("kept: cd DIR/desk/kept && sovstore ls -R sov://cohortes/\n")
     assert (kept / "passphrase").stat().st_mode & 0o777 == 0o600
     assert "SOVSTORE_PASSPHRASE" not in os.environ
     monkeypatch.chdir(kept)

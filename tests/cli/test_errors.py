@@ -43,7 +43,7 @@ def test_a_configuration_that_is_not_there(cli):
     assert cli("--config", "nope.toml", "ls").transcript == (
         2,
         "",
-        "sovstore: error: DIR/work/nope.toml: no such configuration file\nsovstore: hint: check the path\n",
+        "sovstore: error: DIR/desk/nope.toml: no such configuration file\nsovstore: hint: check the path\n",
     )
 
 

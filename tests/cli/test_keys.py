@@ -13,9 +13,9 @@ from tests.stores import make_store
 def rescued(cli, tmp_path, monkeypatch):
     """A store with a recovery key, whose KEK and passphrase are gone."""
     assert cli("keys", "recovery-new", "rescue").code == 0
-    file = make_store(tmp_path, recovery=[str(tmp_path / "work" / "rescue.pub")])
+    file = make_store(tmp_path, recovery=[str(tmp_path / "desk" / "rescue.pub")])
     monkeypatch.setenv("SOVSTORE_CONFIG", str(file))
-    (tmp_path / "work" / "a.txt").write_bytes(b"content\n")
+    (tmp_path / "desk" / "a.txt").write_bytes(b"content\n")
     assert cli("put", "a.txt", "sov://cohortes/2026/").code == 0
     (tmp_path / "kek.key").unlink()
     (tmp_path / "passphrase").unlink()
@@ -31,13 +31,13 @@ made recovery key HEX32
   private    rescue: keep it offline, in two places
   recipient  rescue.pub: not secret
 what to do with it:
-  1. give --recovery rescue.pub to 'sovstore init', or write recovery = ["DIR/work/rescue.pub"]
+  1. give --recovery rescue.pub to 'sovstore init', or write recovery = ["DIR/desk/rescue.pub"]
      into the table of the store before it is made
   2. keep the store_id and auth_fingerprint that 'sovstore init' prints beside rescue
 """,
         "",
     )
-    private = tmp_path / "work" / "rescue"
+    private = tmp_path / "desk" / "rescue"
     assert private.stat().st_mode & 0o777 == 0o600
     before = private.read_bytes()
     assert cli("keys", "recovery-new", "rescue").transcript == (
@@ -49,9 +49,9 @@ what to do with it:
 
 
 def test_recovery_new_overwrites_no_recipient(cli, tmp_path):
-    (tmp_path / "work" / "rescue.pub").write_bytes(b"mine")
+    (tmp_path / "desk" / "rescue.pub").write_bytes(b"mine")
     assert cli("keys", "recovery-new", "rescue").code == 2
-    assert not (tmp_path / "work" / "rescue").exists()
+    assert not (tmp_path / "desk" / "rescue").exists()
 
 
 def test_recovery_new_where_nothing_can_be_written(cli):
@@ -83,7 +83,7 @@ epochs
 def test_list_with_a_recovery_key(cli, rescued):
     ran = cli("keys", "list", "cohortes", "--recovery-key", "rescue")
     assert ran.code == 0
-    assert "  recovery key HEX32  (DIR/work/rescue.pub)\n" in ran.out
+    assert "  recovery key HEX32  (DIR/desk/rescue.pub)\n" in ran.out
 
 
 def test_reading_with_a_recovery_key(cli, rescued, tmp_path):
@@ -113,10 +113,10 @@ def test_backup(cli, config, tmp_path):
     )
     assert cli("keys", "backup", "cohortes", "--to", "copy.json").transcript == (
         0,
-        "copied keyset version 1 of store 'cohortes' to DIR/work/copy.json\n",
+        "copied keyset version 1 of store 'cohortes' to DIR/desk/copy.json\n",
         "",
     )
-    copy, original = tmp_path / "work" / "copy.json", tmp_path / "cohortes" / ".sovstore" / "keyset.json"
+    copy, original = tmp_path / "desk" / "copy.json", tmp_path / "cohortes" / ".sovstore" / "keyset.json"
     assert copy.read_bytes() == original.read_bytes()
     assert cli("keys", "backup", "cohortes", "--to", "copy.json").code == 2
 
@@ -148,7 +148,7 @@ def test_restore(cli, config, tmp_path):
 def test_restore_from_a_file(cli, config, tmp_path):
     cli("keys", "backup", "cohortes", "--to", "copy.json")
     (tmp_path / "cohortes" / ".sovstore" / "keyset.json").unlink()
-    (tmp_path / "work" / "bad.json").write_bytes(b"{}")
+    (tmp_path / "desk" / "bad.json").write_bytes(b"{}")
     assert cli("keys", "restore", "cohortes", "--from", "bad.json").code == 3
     assert cli("keys", "restore", "cohortes", "--from", "nope.json").code == 2
     assert cli("keys", "restore", "cohortes", "--from", "copy.json").code == 0

@@ -160,7 +160,7 @@ def test_init_with_plain_names_and_recovery(cli, passphrase, tmp_path):
     )
     assert ran.code == 0
     assert "names        plain" in ran.out
-    assert "recovery     DIR/work/rescue.pub" in ran.out
+    assert "recovery     DIR/desk/rescue.pub" in ran.out
     assert "keep beside the recovery key" in ran.out
     assert "no recovery key" not in ran.err
 

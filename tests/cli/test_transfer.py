@@ -104,9 +104,9 @@ def test_get_a_file(cli, fs, tmp_path):
         "",
         "fetched 1 object, 5 B\n",
     )
-    assert (tmp_path / "work" / "person.csv").read_bytes() == b"id\n1\n"
+    assert (tmp_path / "desk" / "person.csv").read_bytes() == b"id\n1\n"
     assert cli("get", "sov://cohortes/2026/person.csv", "other.csv").code == 0
-    assert (tmp_path / "work" / "other.csv").read_bytes() == b"id\n1\n"
+    assert (tmp_path / "desk" / "other.csv").read_bytes() == b"id\n1\n"
 
 
 def test_get_a_folder(cli, fs, tables, tmp_path):
@@ -121,18 +121,18 @@ def test_get_a_folder(cli, fs, tables, tmp_path):
         "",
         "fetched 3 objects, 3.1 MB\n",
     )
-    out = tmp_path / "work" / "out"
+    out = tmp_path / "desk" / "out"
     assert (out / "sub" / "big.bin").read_bytes() == (tables / "sub" / "big.bin").read_bytes()
     assert cli("get", "-r", "sov://cohortes/2026", "out").code == 0
     assert (out / "2026" / "person.csv").exists()
     assert cli("get", "-r", "sov://cohortes/", "all").code == 0
-    assert (tmp_path / "work" / "all" / "2026" / "person.csv").exists()
+    assert (tmp_path / "desk" / "all" / "2026" / "person.csv").exists()
 
 
 def test_get_a_pattern(cli, fs, tmp_path):
     fs.pipe({"a/x.csv": b"1", "b/x.csv": b"2", "b/y.csv": b"3"})
     assert cli("get", "sov://cohortes/b/*.csv", "out").code == 0
-    assert sorted(os.listdir(tmp_path / "work" / "out")) == ["x.csv", "y.csv"]
+    assert sorted(os.listdir(tmp_path / "desk" / "out")) == ["x.csv", "y.csv"]
     ran = cli("get", "sov://cohortes/*/x.csv", "out")
     assert ran.code == 2
     assert "a/x.csv and b/x.csv would both become out/x.csv" in ran.err
@@ -149,18 +149,18 @@ def test_get_to_stdout(cli, fs):
 def test_get_does_not_write_what_is_not_authentic(cli, fs, tables, tmp_path):
     cli("put", "-r", tables, "sov://cohortes/2026")
     damage(at_host(tmp_path, fs, "2026/sub/big.bin"), 2 * 2**20)
-    (tmp_path / "work" / "sub").mkdir()
-    (tmp_path / "work" / "sub" / "big.bin").write_bytes(b"what was there before")
+    (tmp_path / "desk" / "sub").mkdir()
+    (tmp_path / "desk" / "sub" / "big.bin").write_bytes(b"what was there before")
     ran = cli("get", "-r", "sov://cohortes/2026", "out")
     assert ran.transcript == (
         3,
         "",
         ("sovstore: error: 2026/sub/big.bin: chunk 127 failed authentication\nfetched 2 objects, 5 B; 1 failed\n"),
     )
-    assert sorted(os.listdir(tmp_path / "work" / "out")) == ["empty", "person.csv", "sub"]
-    assert os.listdir(tmp_path / "work" / "out" / "sub") == []
+    assert sorted(os.listdir(tmp_path / "desk" / "out")) == ["empty", "person.csv", "sub"]
+    assert os.listdir(tmp_path / "desk" / "out" / "sub") == []
     assert cli("get", "sov://cohortes/2026/sub/big.bin", "sub").code == 3
-    assert (tmp_path / "work" / "sub" / "big.bin").read_bytes() == b"what was there before"
+    assert (tmp_path / "desk" / "sub" / "big.bin").read_bytes() == b"what was there before"
 
 
 def test_get_reports_a_foreign_name_and_goes_on(cli, fs, tmp_path):
@@ -176,7 +176,7 @@ def test_get_reports_a_foreign_name_and_goes_on(cli, fs, tmp_path):
 
 def test_get_where_the_local_folder_is_a_file(cli, fs, tmp_path):
     fs.pipe_file("a/b", b"b")
-    (tmp_path / "work" / "out").write_bytes(b"")
+    (tmp_path / "desk" / "out").write_bytes(b"")
     ran = cli("get", "-r", "sov://cohortes/a", "out")
     assert ran.code == 1
     assert ran.err.startswith("sovstore: error: ")
