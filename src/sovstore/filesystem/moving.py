@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -41,8 +43,8 @@ class Moving(Writing):
         pairs = _Pairs(self)
         await AsyncFileSystem._copy(pairs, path1, path2, recursive=recursive, maxdepth=maxdepth, on_error="raise")
         found = [pair for pair in pairs.found if pair[0] != pair[1]]
-        sources, targets = {source for source, _ in found}, [target for _, target in found]
-        clash = next((t for t in targets if t in sources or targets.count(t) > 1), None) if len(found) > 1 else None
+        sources, targets = {source for source, _ in found}, Counter(target for _, target in found)
+        clash = next((t for t, times in targets.items() if t in sources or times > 1), None)
         if clash is not None:
             hint = "copy or rename in two steps, by way of another folder"
             raise PathError(f"{clash}: would be the target of more than one, or is a source too", path=clash, hint=hint)
@@ -58,27 +60,50 @@ class Moving(Writing):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
+        async def one(source: str, target: str) -> None:
+            # What was listed and is gone now is an error, unless the caller says otherwise: fsspec would skip it.
+            with suppress(*([FileNotFoundError] if on_error == "ignore" else [])):
+                await self._cp_file(source, target)
+
+        await self._each(one, await self._plan(path1, path2, recursive, maxdepth), batch_size)
+
+    async def _each(
+        self,
+        work: Callable[[str, str], Awaitable[None]],
+        pairs: list[tuple[str, str]],
+        batch_size: int | None = None,
+    ) -> None:
+        """Do the same to all pairs, a few at a time; the first error ends it."""
         limit = asyncio.Semaphore(batch_size or self.batch_size)
 
         async def one(source: str, target: str) -> None:
             async with limit:
-                # What was listed and is gone now is an error, unless the caller says otherwise: fsspec would skip it.
-                with suppress(*([FileNotFoundError] if on_error == "ignore" else [])):
-                    await self._cp_file(source, target)
+                await work(source, target)
 
-        await asyncio.gather(*(one(*pair) for pair in await self._plan(path1, path2, recursive, maxdepth)))
+        tasks = [asyncio.ensure_future(one(*pair)) for pair in pairs]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            # None may go on behind the back of a caller who has its error already.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         pairs = await self._plan(path1, path2, recursive, maxdepth)
         if not pairs and isinstance(path1, str) and not recursive and await self._isdir(path1):
             raise IsFolderError(f"{path1}: is a folder", path=path1, hint="use recursive=True (-r) to rename all of it")
-        folders = []
-        for source, target in pairs:
-            if await self._isdir(source):
+        folders: list[Entry] = []
+
+        async def one(source: str, target: str) -> None:
+            entry = await self.store.stat(source)
+            if entry.folder:
                 await self._makedirs(target, exist_ok=True)
-                folders.append(await self.store.stat(source))
+                folders.append(entry)
             else:
                 await self.store.move(source, target)
+
+        await self._each(one, pairs)
         await self.store.delete(folders)
 
     def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
