@@ -118,7 +118,13 @@ def test_init_into_a_new_file(cli, passphrase, tmp_path):
         f"keyfile:{tmp_path}/kek.key",
     )
     assert ran.code == 0
-    assert (tmp_path / "new" / "store" / ".sovstore" / "keyset.json").exists()
+    assert (tmp_path / "desk" / "store" / ".sovstore" / "keyset.json").exists()
+
+
+def test_a_folder_on_the_command_line_is_where_the_person_is(cli, passphrase, tmp_path):
+    """No file here yet: the table goes into the user's folder, and the store stays where it was asked for."""
+    assert cli("init", "here", "--provider", "local", "--root", "r", "--kek", f"keyfile:{tmp_path}/k").code == 0
+    assert (tmp_path / "desk" / "r" / ".sovstore" / "keyset.json").exists()
 
 
 def test_init_with_too_little(cli, config):

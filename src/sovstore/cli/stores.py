@@ -89,6 +89,9 @@ def _describe_store(run: Run, name: str, given: Mapping[str, Any]) -> None:
             f"sovstore init {name} --help",
         )
     before = path.read_bytes() if path.exists() else None
+    if given["provider"] == "local" and path.parent != Path.cwd():
+        # In the file a folder is relative to the file; on the command line, to where the person is.
+        given = {**given, "root": os.path.abspath(os.path.expanduser(given["root"]))}
     config.write_settings(path, name, given)
     try:
         config.load(str(path))
