@@ -12,6 +12,7 @@ import pytest
 
 from sovstore import store
 from sovstore.backends.base import Backend, Stat, Upload
+from sovstore.backends.registry import open_backend
 from sovstore.filesystem import SovFileSystem
 from sovstore.kms import keyfile
 from tests.stores import make_store, open_fs
@@ -134,5 +135,4 @@ class Through(Backend):
 
 def wrap_backends(patch: pytest.MonkeyPatch, wrapper: Callable[[Backend], Backend]) -> None:
     """Put `wrapper` around the backend of every store that is opened from now on."""
-    real = store.open_backend
-    patch.setattr(store, "open_backend", lambda *args: wrapper(real(*args)))
+    patch.setattr(store, "open_backend", lambda *args: wrapper(open_backend(*args)))

@@ -65,6 +65,8 @@ def _mapped(name: str, *, writing: bool = False) -> Iterator[None]:
         hint = "check the rights of the store's folder"
         raise StoreError(f"{name}: the system refused: {exc.strerror}", path=name, hint=hint) from exc
     except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise StoreError(f"{name}: the file system is read-only", path=name, hint="mount it for writing") from exc
         if exc.errno in _FULL:
             hint = "free some room, then run it again; what was there before is unharmed"
             raise StoreError(f"{name}: no room: {exc.strerror}", path=name, hint=hint) from exc
