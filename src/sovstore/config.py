@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _SECRET_OPTIONS = frozenset(
     {
         *("key", "secret", "token", "password", "passphrase", "credential", "secret_key", "client_secret"),
         *("account_key", "sas_token", "connection_string", "aws_secret_access_key", "aws_session_token"),
+        *("api_key", "apikey", "authorization"),
     }
 )
 
@@ -162,9 +163,12 @@ def find(explicit: str | os.PathLike[str] | None = None) -> Path | None:
             origin = "" if explicit else " (from SOVSTORE_CONFIG)"
             raise ConfigError(f"{path}: no such configuration file{origin}", path=str(path), hint="check the path")
         return path
-    for path in (Path(FILE).absolute(), default_path()):
-        if path.is_file():
-            return path
+    # A working folder that was deleted, or one that may not be read, holds no file for us.
+    for folder in (Path(), default_path().parent):
+        with suppress(OSError):
+            path = (folder / FILE).absolute()
+            if path.is_file():
+                return path
     return None
 
 
@@ -252,7 +256,7 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
             hint = "copy it from where the store was made"
             raise ConfigError(f"{where}: {key} is not {length} lower-case hexadecimal digits", path=where, hint=hint)
     scheme, url, rest = values["root"].partition("://")
-    if url and urlsplit(values["root"]).password:
+    if url and _has_password(values["root"], where):
         hint = "put the password where that filesystem looks for it: its environment, agent or key files"
         raise ConfigError(f"{where}: 'root' holds a password, and the file is no place for one", path=where, hint=hint)
     if values["provider"] == "fsspec" and url:
@@ -297,11 +301,19 @@ def _choice(value: str, allowed: tuple[str, ...], key: str, where: str) -> None:
         raise ConfigError(f"{where}: unknown {key} {value!r}", path=where, hint=hint)
 
 
+def _has_password(url: str, where: str) -> bool:
+    try:
+        return "://" in url and urlsplit(url).password is not None
+    except ValueError as exc:
+        raise ConfigError(f"{where}: a URL in it is not valid", path=where, hint="correct 'root' or 'options'") from exc
+
+
 def _refuse_secrets(options: Mapping[str, Any], where: str) -> None:
     for key, value in options.items():
-        if isinstance(value, dict):
-            _refuse_secrets(value, where)
-        if key in _SECRET_OPTIONS:
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                _refuse_secrets(inner, where)
+        if key.lower() in _SECRET_OPTIONS or (isinstance(value, str) and _has_password(value, where)):
             hint = (
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_CONNECTION_STRING in the environment"
             )
@@ -310,7 +322,12 @@ def _refuse_secrets(options: Mapping[str, Any], where: str) -> None:
 
 
 def _absolute(path: str, base: Path) -> str:
-    return str((base / Path(path).expanduser()).absolute())
+    if "\0" in path:
+        raise ConfigError("a path in the configuration holds the character U+0000", path=str(base), hint="remove it")
+    try:
+        return str((base / Path(path).expanduser()).absolute())
+    except RuntimeError as exc:
+        raise ConfigError(f"{path}: there is no such user", path=path, hint="correct the part behind '~'") from exc
 
 
 def access(store: StoreConfig, ask: Callable[[str], str] | None = None) -> Access:

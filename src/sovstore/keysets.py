@@ -280,7 +280,7 @@ def _seen(store_id: bytes) -> int:
         return int(json.loads(_seen_file(store_id).read_bytes())["version"])
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         _log.warning("%s cannot be read: an older keyset would not be noticed", _seen_file(store_id))
         return 0
 

@@ -25,6 +25,7 @@ from sovstore.errors import (
     KeyDeniedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    SovstoreError,
     StoreError,
 )
 from sovstore.format import body
@@ -325,7 +326,12 @@ class Store:
         state = self._per_loop()
         if not state.swept:
             state.swept = True
-            if swept := await state.backend.sweep():
+            try:
+                swept = await state.backend.sweep()
+            except SovstoreError as exc:
+                # A client may have the right to write and not to list or delete.
+                _log.warning("%s: unfinished writes cannot be removed: %s", self.config.name, exc.message)
+            else:
                 _log.info("%s: %d unfinished writes of killed processes were removed", self.config.name, swept)
         with named(path, name):
             upload = await state.backend.upload(name, create=create)
@@ -399,9 +405,9 @@ class Store:
         await self._writable_name("-")
         chosen = list(entries)
         await self.backend.delete([e.name for e in chosen if not e.folder])
-        folders = sorted((e.name for e in chosen if e.folder), key=lambda name: -name.count("/"))
-        for name in folders:
-            await self.backend.delete([f"{name}/"])
+        for folder in sorted((e for e in chosen if e.folder), key=lambda entry: -entry.name.count("/")):
+            with named(folder.path, f"{folder.name}/"):
+                await self.backend.delete([f"{folder.name}/"])
 
     async def make_folder(self, path: str) -> None:
         """Make a folder where the host has real ones."""

@@ -10,6 +10,8 @@ import pytest
 
 from sovstore import config
 from sovstore.errors import ConfigError
+from sovstore.kms import registry
+from sovstore.kms.base import Access
 
 GOOD = """
 # kept
@@ -258,3 +260,42 @@ def test_a_password_in_a_root_is_refused(file):
     with pytest.raises(ConfigError, match="holds a password") as caught:
         config.load(file)
     assert "canary-9" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"local"', '"fsspec"', "a URL in it is not valid"),
+        ('"host"', '"~no-such-user-9/x"', "there is no such user"),
+        ("# kept too", '\noptions = { endpoint_url = "https://u:canary-9@h" }', "is a secret"),
+        ("# kept too", '\noptions = { headers = [{ Authorization = "canary-9" }] }', "is a secret"),
+    ],
+)
+def test_odd_values_have_typed_errors(file, old, new, message):
+    text = GOOD.replace(old, new, 1)
+    if message.startswith("a URL"):
+        text = text.replace('"host"', '"s3://[x"')
+    _refused(file, text, message)
+
+
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert config.find() is None
+
+
+def test_a_passphrase_that_is_not_utf8_is_not_shown():
+    for uri in ("keyfile:/tmp/never-made-9",):
+        with pytest.raises(ConfigError, match="not valid UTF-8") as caught:
+            registry.create_key(uri, Access(lambda _prompt: "canary-9\udce9"))
+        error = caught.value
+        assert error.__cause__ is error.__context__ is None
+        assert "canary-9" not in str(error)
+
+
+@pytest.mark.parametrize("uri", ["keyfile:~no-such-user-9/k", "keyfile:/tmp/a%00b"])
+def test_odd_key_file_paths(uri):
+    with pytest.raises(ConfigError):
+        registry.open_key(uri, Access())

@@ -447,3 +447,66 @@ def test_two_key_files_open_at_once(tmp_path):
     for thread in threads:
         thread.join(30)
     assert found == [b"1", b"1"]
+
+
+def test_deleting_several_keys_deletes_just_these(fs):
+    fs.pipe({"m/ab": b"1", "m/ac": b"2", "m/b": b"3"})
+    mapper = fs.get_mapper("m")
+    mapper.delitems(["b"])
+    with pytest.raises(KeyError):
+        mapper.delitems(["a*"])
+    assert set(mapper) == {"ab", "ac"}
+
+
+def test_a_pipe_is_put_in_blocks(fs, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_bytes(bytes(300_000)), daemon=True)
+    writer.start()
+    fs.put_file(str(fifo), "from-a-pipe")
+    assert fs.cat("from-a-pipe") == bytes(300_000)
+
+
+def test_a_foreign_name_never_hides_ours(fs):
+    host = Host(fs)
+    for n in range(12):
+        fs.pipe_file(f"d{n}/f.csv", b"own")
+        host.set_file(f"{fs._sync(fs.store.name, f'd{n}')}/f.csv", b"x")
+        assert [i["foreign"] for i in fs.ls(f"d{n}")] == [False]
+        assert [i["foreign"] for i in fs.find(f"d{n}", detail=True).values()] == [False]
+
+
+def test_into_itself_is_refused(fs):
+    for call in (fs.mv, fs.cp):
+        with pytest.raises(errors.PathError, match="inside of its own source"):
+            call("d", "d/z", recursive=True)
+    assert {path: fs.cat(path) for path in fs.find("")} == TREE
+
+
+def test_closing_forgets_the_keys_and_breaks_nobody(fs):
+    fs.pipe_file("big", bytes(3_000_000))
+    handle = fs.open("big")
+    fs.close()
+    assert fs.store._keys is None
+    assert handle.read() == bytes(3_000_000)
+    assert fs.cat("a.txt") == b"1"
+
+
+def test_a_sweep_that_is_not_permitted_stops_no_write(fs, monkeypatch):
+    async def sweep(self):
+        raise errors.StoreError("no right to list")
+
+    monkeypatch.setattr(type(fs._sync(_backend, fs)), "sweep", sweep)
+    fresh = open_fs(fs.store.config.source, skip_instance_cache=True)
+    fresh.pipe_file("new", b"1")
+    assert fresh.cat("new") == b"1"
+
+
+def test_a_folder_that_is_not_empty_is_named_by_its_path(fs):
+    # In memory a folder that only objects imply is no folder to delete.
+    fs.mkdir("real")
+    fs.pipe_file("real/x", b"1")
+    with pytest.raises(errors.StoreError) as caught:
+        fs._sync(fs.store.delete, [fs._sync(fs.store.stat, "real")])
+    assert str(caught.value).startswith("real")
+    assert not caught.value.retryable

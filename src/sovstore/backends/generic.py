@@ -125,7 +125,9 @@ class GenericBackend(Backend):
         """Return what the filesystem says of an object or folder."""
         self._fs.invalidate_cache()
         try:
-            return self._stat(await self._call(name, "info", self._path(name)))
+            info = await self._call(name, "info", self._path(name))
+            with _mapped(name):
+                return self._stat(info)
         except NotFolderError as exc:
             raise ObjectNotFoundError(f"{name}: not found", path=name) from exc
 
@@ -133,7 +135,8 @@ class GenericBackend(Backend):
         name = str(info["name"])
         modified = _time(info, "LastModified", "last_modified", "mtime", "modified", "created")
         folder = info["type"] == "directory" or (name.endswith("/") and not info.get("size"))
-        size = 0 if folder else int(info["size"])
+        # No object has a size of -1: one whose host does not say it is shown as foreign.
+        size = 0 if folder else int(-1 if info["size"] is None else info["size"])
         etag = info.get("ETag") or info.get("etag") or (f"{modified.isoformat()}-{size}" if modified else None)
         return Stat(
             name.rstrip("/").removeprefix(self._root).removeprefix("/"),
@@ -213,7 +216,8 @@ class GenericBackend(Backend):
         prefix = f"{folder}/" if folder else ""
         # Filesystems disagree on what they return here: dicts or lists, with or without the folder itself.
         for info in found.values() if isinstance(found, dict) else found:
-            entry = self._stat(info)
+            with _mapped(folder):
+                entry = self._stat(info)
             if entry.name.startswith(prefix) and entry.name != folder:
                 yield entry
 
@@ -256,10 +260,6 @@ class GenericBackend(Backend):
         """Make a folder and its parents where the filesystem has them."""
         if self.real_folders:
             await self._call(name, "makedirs", self._path(name), exist_ok=True)
-
-    async def close(self) -> None:
-        """Let the threads end. Connections are fsspec's, and are closed with its instance."""
-        self._executor.shutdown(wait=False)
 
 
 def _http_status(exc: BaseException) -> int | None:

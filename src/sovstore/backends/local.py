@@ -65,6 +65,8 @@ def _mapped(name: str, *, writing: bool = False) -> Iterator[None]:
         hint = "check the rights of the store's folder"
         raise StoreError(f"{name}: the system refused: {exc.strerror}", path=name, hint=hint) from exc
     except OSError as exc:
+        if exc.errno == errno.ENOTEMPTY:
+            raise StoreError(f"{name}: the folder is not empty", path=name) from exc
         if exc.errno == errno.EROFS:
             raise StoreError(f"{name}: the file system is read-only", path=name, hint="mount it for writing") from exc
         if exc.errno in _FULL:
@@ -138,10 +140,6 @@ class LocalBackend(Backend):
             # The threads stayed in the parent; a reader that was opened before the fork may still be used here.
             self._executor, self._pid = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local"), os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-    async def close(self) -> None:
-        """Let the threads end."""
-        self._executor.shutdown(wait=False)
 
     def _path(self, name: str) -> Path:
         """Return the path of a name, none of whose components below the root is a symbolic link."""

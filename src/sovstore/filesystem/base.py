@@ -157,9 +157,9 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
         assert loop is not None  # noqa: S101  # only the files of sync instances call this
         return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
-    async def close(self) -> None:
-        """Forget the keys and close the connections of the running loop; the next use opens the store again."""
-        await self.store.close()
+    def close(self) -> Any:
+        """Forget the keys; the next use opens the store again. In asynchronous mode, to be awaited."""
+        return self.store.close() if self.asynchronous else self._sync(self.store.close)
 
     async def __aenter__(self) -> Self:
         """Return the filesystem itself."""
@@ -167,7 +167,7 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
 
     async def __aexit__(self, *exc: object) -> None:
         """Close the connections of the running loop."""
-        await self.close()
+        await self.store.close()
 
 
 class Rooted:

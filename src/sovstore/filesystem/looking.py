@@ -51,7 +51,9 @@ class Looking(SovBase):
                 continue
             if withdirs:
                 _add_parents(found, base, inner, maxdepth)
-            if (withdirs or not entry.folder) and (maxdepth is None or inner.count("/") < maxdepth):
+            near = maxdepth is None or inner.count("/") < maxdepth
+            # A foreign name never takes the place of one of ours.
+            if near and (withdirs or not entry.folder) and not (entry.foreign and entry.path in found):
                 found[entry.path] = _info_of(entry)
         if withdirs and path and (found or await self._isdir(path)):
             found[path] = _folder(path)
@@ -133,8 +135,8 @@ def _folder(path: str) -> dict[str, Any]:
 
 
 def _unique(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return one entry per path; a lying host may list a name twice."""
-    return {info["name"]: info for info in found}
+    """Return one entry per path: a host may list a name twice, or a foreign one that looks like one of ours."""
+    return {info["name"]: info for info in sorted(found, key=lambda info: not info["foreign"])}
 
 
 def _add_parents(found: dict[str, dict[str, Any]], base: str, inner: str, maxdepth: int | None) -> None:

@@ -45,6 +45,10 @@ class Moving(Writing):
         found = [pair for pair in pairs.found if pair[0] != pair[1]]
         sources, targets = {source for source, _ in found}, Counter(target for _, target in found)
         clash = next((t for t, times in targets.items() if t in sources or times > 1), None)
+        inside = next((t for s, t in found if t.startswith(f"{s}/") and recursive), None)
+        if inside is not None:
+            hint = "choose a target outside of what is copied or renamed"
+            raise PathError(f"{inside}: is inside of its own source", path=inside, hint=hint)
         if clash is not None:
             hint = "copy or rename in two steps, by way of another folder"
             raise PathError(f"{clash}: would be the target of more than one, or is a source too", path=clash, hint=hint)

@@ -49,6 +49,11 @@ class SovMap(FSMap):  # type: ignore[misc]  # fsspec has no types
         except FileNotFoundError as exc:
             raise KeyError(key) from exc
 
+    def delitems(self, keys: Any) -> None:
+        """Delete the objects of just these keys."""
+        for key in keys:
+            del self[key]
+
 
 class Reading(Looking):
     """The calls that read."""

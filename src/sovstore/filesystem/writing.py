@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from stat import S_ISREG
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK
@@ -13,6 +14,7 @@ from fsspec.core import get_compression
 from sovstore.errors import UnsupportedError
 from sovstore.files import AsyncReader, AsyncWriter, CompressedFile, SovReader, SovWriter, TextFile, check_mode
 from sovstore.filesystem.reading import Reading
+from sovstore.format.cobblestone import CHUNK
 from sovstore.objects import BLOCK, ObjectWriter
 
 
@@ -30,14 +32,16 @@ class Writing(Reading):
             await self._makedirs(rpath, exist_ok=True)
             return
         with await asyncio.to_thread(open, lpath, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            # What is no regular file (a pipe, /proc) says nothing of its size; one that is may be growing.
+            size = status.st_size if S_ISREG(status.st_mode) else None
             callback.set_size(size)
-            async with self.store.transfer(size):
+            async with self.store.transfer(BLOCK if size is None else size):
                 await self._pour_in(file, size, await self.store.writer(rpath, create=mode == "create"), callback)
 
-    async def _pour_in(self, file: Any, size: int, writer: ObjectWriter, callback: Any) -> None:
+    async def _pour_in(self, file: Any, size: int | None, writer: ObjectWriter, callback: Any) -> None:
         """Seal a local file as an object: one block is on its way while the next is read and sealed in a thread."""
-        block = bytearray(max(1, min(BLOCK, size)))
+        block = bytearray(BLOCK if size is None else max(CHUNK, min(BLOCK, size + 1)))
 
         def next_block() -> tuple[memoryview, int]:
             read = file.readinto(block)

@@ -131,7 +131,12 @@ def _parse(uri: str) -> Path:
     if "?" in path or "#" in path or not path.startswith(("/", "~")) or path.startswith("//"):
         hint = "write keyfile:/absolute/path or keyfile:~/path; the passphrase is never part of it"
         raise ConfigError(f"{uri}: not a key file URI", path=uri, hint=hint)
-    return Path(path).expanduser()
+    if "\0" in path:
+        raise ConfigError("kek: a key file path cannot hold the character U+0000", path="kek", hint="correct 'kek'")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{uri}: there is no such user", path=uri, hint="correct the part behind '~'") from exc
 
 
 def _read(raw: bytes, uri: str) -> canonical.Fields:
@@ -170,6 +175,10 @@ def _passphrase(uri: str, access: Access, prompt: str) -> str:
         hint = "set SOVSTORE_PASSPHRASE, or SOVSTORE_PASSPHRASE_FILE or 'passphrase_file' to a file that holds it"
         raise ConfigError(f"{uri}: needs a passphrase and there is no terminal to ask on", path=uri, hint=hint)
     passphrase = access.passphrase(prompt)
+    if not passphrase.isascii() and any("\ud800" <= char <= "\udfff" for char in passphrase):
+        # Checked, not tried: the error of `encode` would carry the whole passphrase.
+        hint = "set it in a terminal or file that uses UTF-8"
+        raise ConfigError(f"{uri}: the passphrase is not valid UTF-8", path=uri, hint=hint)
     if not passphrase:
         raise ConfigError(f"{uri}: the passphrase is empty", path=uri, hint="an empty passphrase protects nothing")
     return passphrase
