@@ -8,6 +8,7 @@ conditions are kept by looking first. The drivers of single services do both at 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,8 @@ def _mapped(name: str) -> Iterator[None]:
         hint = "check the credentials and their rights on the bucket or container"
         raise StoreError(f"{name}: the host refused", path=name, hint=hint) from exc
     except Exception as exc:  # any filesystem may raise anything; nothing of it may leave a driver
+        if isinstance(exc, OSError) and exc.errno == errno.ENOTEMPTY:
+            raise StoreError(f"{name}: the folder is not empty", path=name) from exc
         # Only the class of the cause: SDKs put signed URLs and headers into their messages.
         raise StoreUnavailableError(
             f"{name}: the host did not answer as it should: {type(exc).__name__}", path=name
