@@ -245,9 +245,12 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
     where = f"stores.{name} in {source}" if source else f"stores.{name}"
     _known(table, _SETTINGS, where)
     values = {key: _typed(key, value, where) for key, value in table.items()}
-    for key in ("provider", "root", "kek"):
+    for key in ("root", "kek"):
         if not values.get(key):
             raise ConfigError(f"{where}: {key!r} is missing", path=where, hint=_EXAMPLES[key])
+    scheme, url, rest = values["root"].partition("://")
+    # A folder is local and a URL says whose it is, so that one line can be all that a change of host takes.
+    values.setdefault("provider", _BY_SCHEME.get(scheme, "fsspec") if url else "local")
     _choice(values["provider"], _PROVIDERS, "provider", where)
     _choice(values.get("names", "encrypted"), ("encrypted", "plain"), "names", where)
     _refuse_secrets(values.get("options", {}), where)
@@ -255,7 +258,10 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
         if key in values and (len(values[key]) != length or not _HEX.fullmatch(values[key])):
             hint = "copy it from where the store was made"
             raise ConfigError(f"{where}: {key} is not {length} lower-case hexadecimal digits", path=where, hint=hint)
-    scheme, url, rest = values["root"].partition("://")
+    if url and values["provider"] not in (_BY_SCHEME.get(scheme, "fsspec"), "fsspec"):
+        hint = f"write {_BY_SCHEME.get(scheme, 'fsspec')!r}, or leave 'provider' out: the URL says it"
+        message = f"{where}: provider {values['provider']!r} does not go with a root of {scheme}://"
+        raise ConfigError(message, path=where, hint=hint)
     if url and _has_password(values["root"], where):
         hint = "put the password where that filesystem looks for it: its environment, agent or key files"
         raise ConfigError(f"{where}: 'root' holds a password, and the file is no place for one", path=where, hint=hint)
@@ -275,8 +281,9 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
     return StoreConfig(name=name, source=source, **values)
 
 
+#: Provider of a root that is a URL, where it is not any other fsspec filesystem.
+_BY_SCHEME = {"s3": "s3", "s3a": "s3", "abfs": "azure", "abfss": "azure", "az": "azure", "memory": "memory"}
 _EXAMPLES = {
-    "provider": f'write provider = "local", or one of {", ".join(_PROVIDERS[1:])}',
     "root": 'write root = "/srv/cohortes", "bucket/prefix" or "container/prefix"',
     "kek": 'write kek = "keyring://sovstore/cohortes" or "keyfile:/path"',
 }

@@ -299,3 +299,25 @@ def test_a_passphrase_that_is_not_utf8_is_not_shown():
 def test_odd_key_file_paths(uri):
     with pytest.raises(ConfigError):
         registry.open_key(uri, Access())
+
+
+@pytest.mark.parametrize(
+    ("root", "provider", "protocol"),
+    [
+        ("host", "local", None),
+        ("/srv/host", "local", None),
+        ("s3://bucket/prefix", "s3", None),
+        ("abfs://container/prefix", "azure", None),
+        ("memory://x", "memory", None),
+        ("file://host", "fsspec", "file"),
+        ("sftp://h/x", "fsspec", "sftp"),
+    ],
+)
+def test_a_root_says_its_provider(file, root, provider, protocol):
+    file.write_text(GOOD.replace('provider = "local"', "").replace('"host"', f'"{root}"'))
+    store = config.load(file).store("cohortes")
+    assert (store.provider, store.protocol) == (provider, protocol)
+
+
+def test_a_provider_that_its_root_contradicts(file):
+    _refused(file, GOOD.replace('"host"', '"s3://b/x"'), "does not go with a root of s3://", "'s3'")

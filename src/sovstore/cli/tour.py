@@ -31,7 +31,6 @@ _COHORT = "sov://cohortes/2026"
 _WIDTH = 100
 _CONFIG = """\
 [stores.cohortes]
-provider = "local"
 root = "host-a"
 kek = "keyfile:{folder}/cohortes.key"
 backup = "backup"
@@ -170,15 +169,12 @@ class Tour:
         return seconds, found
 
     def _change_host(self) -> None:
-        self._heading(
-            "Changing the host", "A byte copy by any tool, and a few words of configuration. No key is needed."
-        )
+        self._heading("Changing the host", "A byte copy by any tool, and one line of configuration. No key is needed.")
         before = Path("sovstore.toml").read_text(encoding="utf-8")
         shutil.copytree("host-a", "host-b")
         shutil.rmtree("host-a")
         self._check("host-a was copied to host-b by shutil.copytree, and deleted")
-        after = before.replace('provider = "local"', 'provider = "fsspec"')
-        after = after.replace('root = "host-a"', 'root = "file://host-b"')
+        after = before.replace('root = "host-a"', 'root = "file://host-b"')
         Path("sovstore.toml").write_text(after, encoding="utf-8")
         diff = difflib.unified_diff(
             before.splitlines(), after.splitlines(), "sovstore.toml", "sovstore.toml", "", "", 1
