@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sovstore import config, errors
+from sovstore.backends.registry import PROVIDERS
 from tests import snippets
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def test_every_error_class_is_documented() -> None:
 def test_every_setting_provider_and_extra_is_documented() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for name in (*config._SETTINGS, *config._PROVIDERS, *project["optional-dependencies"]):
+    for name in (*config._SETTINGS, *PROVIDERS, *project["optional-dependencies"]):
         assert f"`{name}`" in page, name
 
 

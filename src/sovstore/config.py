@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import platformdirs
 
+from sovstore.backends.registry import PROVIDERS
 from sovstore.errors import ConfigError
 from sovstore.kms.base import Access
 
@@ -27,7 +28,6 @@ FILE = "sovstore.toml"
 _PREFIX = "SOVSTORE_STORES__"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _HEX = re.compile(r"[0-9a-f]+")
-_PROVIDERS = ("local", "memory", "fsspec", "s3", "azure")
 _SECRET_OPTIONS = frozenset(
     {
         *("key", "secret", "token", "password", "passphrase", "credential", "secret_key", "client_secret"),
@@ -248,16 +248,28 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
     for key in ("root", "kek"):
         if not values.get(key):
             raise ConfigError(f"{where}: {key!r} is missing", path=where, hint=_EXAMPLES[key])
-    scheme, url, rest = values["root"].partition("://")
+    scheme, url, _ = values["root"].partition("://")
     # A folder is local and a URL says whose it is, so that one line can be all that a change of host takes.
     values.setdefault("provider", _BY_SCHEME.get(scheme, "fsspec") if url else "local")
-    _choice(values["provider"], _PROVIDERS, "provider", where)
+    _choice(values["provider"], PROVIDERS, "provider", where)
     _choice(values.get("names", "encrypted"), ("encrypted", "plain"), "names", where)
     _refuse_secrets(values.get("options", {}), where)
     for key, length in (("store_id", 32), ("auth_fingerprint", 64)):
         if key in values and (len(values[key]) != length or not _HEX.fullmatch(values[key])):
             hint = "copy it from where the store was made"
             raise ConfigError(f"{where}: {key} is not {length} lower-case hexadecimal digits", path=where, hint=hint)
+    base = source.parent if source else Path.cwd()
+    _place(values, where, base)
+    for key in ("passphrase_file", "backup"):
+        if key in values:
+            values[key] = _absolute(values[key], base)
+    values["recovery"] = tuple(_absolute(file, base) for file in values.get("recovery", ()))
+    return StoreConfig(name=name, source=source, **values)
+
+
+def _place(values: dict[str, Any], where: str, base: Path) -> None:
+    """Check provider, root and protocol against each other, and make a folder's path absolute."""
+    scheme, url, rest = values["root"].partition("://")
     if url and values["provider"] not in (_BY_SCHEME.get(scheme, "fsspec"), "fsspec"):
         hint = f"write {_BY_SCHEME.get(scheme, 'fsspec')!r}, or leave 'provider' out: the URL says it"
         message = f"{where}: provider {values['provider']!r} does not go with a root of {scheme}://"
@@ -270,15 +282,9 @@ def _store(name: str, table: Mapping[str, Any], source: Path | None) -> StoreCon
     if (values["provider"] == "fsspec") != ("protocol" in values):
         hint = 'with provider = "fsspec", and only there, write root = "sftp://…", or protocol = "sftp" beside it'
         raise ConfigError(f"{where}: 'protocol' goes with provider \"fsspec\"", path=where, hint=hint)
-    base = source.parent if source else Path.cwd()
     if values["provider"] == "local" or values.get("protocol") in ("file", "local"):
         # Not the folder that a process happens to be in: another one would find no store, or make a second.
         values["root"] = _absolute(rest if url else values["root"], base)
-    for key in ("passphrase_file", "backup"):
-        if key in values:
-            values[key] = _absolute(values[key], base)
-    values["recovery"] = tuple(_absolute(file, base) for file in values.get("recovery", ()))
-    return StoreConfig(name=name, source=source, **values)
 
 
 #: Provider of a root that is a URL, where it is not any other fsspec filesystem.

@@ -326,16 +326,18 @@ class Store:
         state = self._per_loop()
         if not state.swept:
             state.swept = True
-            try:
-                swept = await state.backend.sweep()
-            except SovstoreError as exc:
-                # A client may have the right to write and not to list or delete.
-                _log.warning("%s: unfinished writes cannot be removed: %s", self.config.name, exc.message)
-            else:
-                _log.info("%s: %d unfinished writes of killed processes were removed", self.config.name, swept)
+            await self._sweep(state.backend)
         with named(path, name):
             upload = await state.backend.upload(name, create=create)
         return ObjectWriter(upload, path, name, header, dek)
+
+    async def _sweep(self, backend: Backend) -> None:
+        try:
+            if swept := await backend.sweep():
+                _log.info("%s: %d unfinished writes of killed processes were removed", self.config.name, swept)
+        except SovstoreError as exc:
+            # A client may have the right to write and not to list or delete.
+            _log.warning("%s: unfinished writes cannot be removed: %s", self.config.name, exc.message)
 
     async def _header(self, path: str, dek: Secret) -> bytes:
         keyset = await self.keyset()

@@ -132,13 +132,16 @@ class LocalBackend(Backend):
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
-        # Few threads, whatever the number of cores: each keeps some of the memory that it once used.
+        self._start_threads()
+
+    def _start_threads(self) -> None:
+        # Few, whatever the number of cores: each keeps some of the memory that it once used.
         self._executor, self._pid = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local"), os.getpid()
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._pid != os.getpid():
             # The threads stayed in the parent; a reader that was opened before the fork may still be used here.
-            self._executor, self._pid = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-local"), os.getpid()
+            self._start_threads()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _path(self, name: str) -> Path:
@@ -202,8 +205,8 @@ class LocalBackend(Backend):
     def _scan(self, folder: str) -> Sequence[Stat]:
         found = []
         with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            _not_found_passes(folder),
+            suppress(ObjectNotFoundError),
+            _mapped(folder),
             os.scandir(self._path(folder)) as entries,
         ):
             for entry in entries:
@@ -279,18 +282,6 @@ class LocalBackend(Backend):
                 finally:
                     os.close(descriptor)
         return swept
-
-
-@contextmanager
-def _not_found_passes(name: str) -> Iterator[None]:
-    """Map errors like `_mapped`, but let "there is no such folder" through as it is."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError:
-        with _mapped(name):
-            raise
 
 
 class _LocalUpload(Upload):
