@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import azurite, ceph, require
+from tests.servers import azurite, ceph, haproxy, moto, require
 from tests.servers import secret_service as secret_service_module
+from tests.servers.between import FaultFactory, faults_between
 
 _ROOT = Path(__file__).parent.parent
 _OMOP_DEFAULT = _ROOT.parent / "shared" / "data" / "omop-synthea27nj"
@@ -18,7 +19,12 @@ _OMOP_DEFAULT = _ROOT.parent / "shared" / "data" / "omop-synthea27nj"
 #: fixture -> name of the server it starts, as in `SOVSTORE_TEST_REQUIRE` and the marker `server`
 _SERVER_FIXTURES = {
     "s3_server": "s3",
+    "moto_server": "moto",
     "azurite_server": "azurite",
+    "azurite_tls_server": "azurite",
+    "s3_faults": "faults",
+    "moto_faults": "faults",
+    "azurite_faults": "faults",
     "secret_service": "keyring",
     "os_keyring": "keyring",
 }
@@ -69,9 +75,17 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def s3_server(pytestconfig: pytest.Config) -> Iterator[ceph.CephServer]:
-    """A real S3 endpoint (Ceph RGW), shared by the tests of a worker: each makes a bucket of its own."""
+    """A real S3 endpoint (Ceph RGW, HTTP and TLS), shared by the tests of a worker: each makes a bucket of its own."""
     require.skip_or_fail("s3", ceph.missing(), pytestconfig.stash[_REQUIRED])
     with ceph.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(pytestconfig: pytest.Config) -> Iterator[moto.MotoServer]:
+    """An S3 endpoint of another family (moto), with conditions that Ceph 16 lacks and no check of signatures."""
+    require.skip_or_fail("moto", moto.missing(), pytestconfig.stash[_REQUIRED])
+    with moto.start() as server:
         yield server
 
 
@@ -81,6 +95,40 @@ def azurite_server(pytestconfig: pytest.Config) -> Iterator[azurite.AzuriteServe
     require.skip_or_fail("azurite", azurite.missing(), pytestconfig.stash[_REQUIRED])
     with azurite.start() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def azurite_tls_server(pytestconfig: pytest.Config) -> Iterator[azurite.AzuriteServer]:
+    """A second Azurite, over TLS with the authority in its `ca_file`."""
+    require.skip_or_fail("azurite", azurite.missing(), pytestconfig.stash[_REQUIRED])
+    with azurite.start(tls=True) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_faults(s3_server: ceph.CephServer, pytestconfig: pytest.Config) -> Iterator[FaultFactory[ceph.CephServer]]:
+    """A factory of proxies that break what goes between a client and Ceph."""
+    require.skip_or_fail("faults", haproxy.missing(), pytestconfig.stash[_REQUIRED])
+    with faults_between(s3_server, busy_code="SlowDown") as factory:
+        yield factory
+
+
+@pytest.fixture
+def moto_faults(moto_server: moto.MotoServer, pytestconfig: pytest.Config) -> Iterator[FaultFactory[moto.MotoServer]]:
+    """A factory of proxies that break what goes between a client and moto."""
+    require.skip_or_fail("faults", haproxy.missing(), pytestconfig.stash[_REQUIRED])
+    with faults_between(moto_server, busy_code="SlowDown") as factory:
+        yield factory
+
+
+@pytest.fixture
+def azurite_faults(
+    azurite_server: azurite.AzuriteServer, pytestconfig: pytest.Config
+) -> Iterator[FaultFactory[azurite.AzuriteServer]]:
+    """A factory of proxies that break what goes between a client and Azurite."""
+    require.skip_or_fail("faults", haproxy.missing(), pytestconfig.stash[_REQUIRED])
+    with faults_between(azurite_server, busy_code="ServerBusy") as factory:
+        yield factory
 
 
 @pytest.fixture(scope="session")

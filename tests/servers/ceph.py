@@ -4,71 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
 from tests.servers.process import ProcessGroup, process_group
 from tests.servers.require import missing_parts
+from tests.servers.s3 import S3Server
+from tests.servers.tls import make_certificate
 
 _COMMANDS = ("monmaptool", "ceph-mon", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
 
 # A full store makes every write hang without an error, and deleted data is freed with a delay: leave room.
-_STORE_BYTES = 6 << 30
+_STORE_BYTES = 9 << 30
 
 _QUIET = ("ms", "mon", "paxos", "osd", "memstore", "objecter", "rgw", "auth", "civetweb")
 
 
 @dataclass(frozen=True, slots=True)
-class CephServer:
-    """A running S3 endpoint and the keys of its one user."""
+class CephServer(S3Server):
+    """A running gateway: the same buckets over plain HTTP and, with a private authority, over TLS."""
 
-    endpoint_url: str
-    access_key: str
-    secret_key: str = field(repr=False)
+    tls_endpoint_url: str = field(kw_only=True)
 
     @property
-    def config_kwargs(self) -> dict[str, Any]:
-        """The botocore settings this server needs."""
-        return {
-            # Ceph 16 returns no checksum, and refuses the trailer that "when_supported" sends over TLS.
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "s3": {"addressing_style": "path", "payload_signing_enabled": False},
-        }
-
-    @property
-    def storage_options(self) -> dict[str, Any]:
-        """The arguments of `s3fs.S3FileSystem`."""
-        return {
-            "key": self.access_key,
-            "secret": self.secret_key,
-            "endpoint_url": self.endpoint_url,
-            # No region_name: s3fs would send it as a location constraint, which the gateway refuses.
-            "client_kwargs": {},
-            "config_kwargs": self.config_kwargs,
-        }
-
-    def create_bucket(self, name: str) -> str:
-        """Create a bucket and return its name."""
-        import botocore.session
-        from botocore.config import Config
-
-        client = botocore.session.Session().create_client(
-            "s3",
-            # Needed to sign; unlike s3fs, botocore does not make it a location constraint.
-            region_name="us-east-1",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(**self.config_kwargs),
-        )
-        with contextlib.closing(client):
-            client.create_bucket(Bucket=name)
-        return name
+    def over_tls(self) -> Self:
+        """This server as it is reached over TLS."""
+        return self.at(self.tls_endpoint_url)
 
 
 def missing() -> list[str]:
@@ -80,15 +46,22 @@ def missing() -> list[str]:
 def start() -> Iterator[CephServer]:
     """Run a one-node Ceph cluster with an S3 gateway on loopback."""
     with process_group("ceph") as group:
-        monitor_port, gateway_port = free_ports(2)
+        monitor_port, gateway_port, tls_port = free_ports(3)
+        tls = make_certificate(group.directory)
         cluster_id = str(uuid.uuid4())
         config = group.directory / "ceph.conf"
-        config.write_text(_config(group.directory, cluster_id, monitor_port, gateway_port))
+        frontends = _frontends(gateway_port, tls_port, tls.certificate)
+        config.write_text(_config(group.directory, cluster_id, monitor_port, frontends))
         _start_monitor(group, config, cluster_id, monitor_port)
         _start_osd(group, config)
         user = _create_user(group, config)
-        _start_gateway(group, config, gateway_port)
-        yield CephServer(f"http://{LOOPBACK}:{gateway_port}", **user)
+        _start_gateway(group, config, gateway_port, tls_port)
+        yield CephServer(
+            f"http://{LOOPBACK}:{gateway_port}",
+            **user,
+            tls_endpoint_url=f"https://{LOOPBACK}:{tls_port}",
+            ca_file=tls.ca_file,
+        )
 
 
 def _start_monitor(group: ProcessGroup, config: Path, cluster_id: str, port: int) -> None:
@@ -116,12 +89,14 @@ def _create_user(group: ProcessGroup, config: Path) -> dict[str, str]:
     return keys
 
 
-def _start_gateway(group: ProcessGroup, config: Path, port: int) -> None:
-    group.start("rgw", ["radosgw", "-c", str(config), "-n", "client.rgw", "-f"])
-    group.wait_until(lambda: accepts_connections(port), what="the gateway accepts connections")
+def _start_gateway(group: ProcessGroup, config: Path, *ports: int) -> None:
+    command = ["radosgw", "-c", str(config), "-n", "client.rgw", "-f"]
+    # Asked to end, it first waits for its garbage collector, up to 5 s; of a store that is thrown away.
+    group.start("rgw", command, stop_signal=signal.SIGKILL)
+    group.wait_until(lambda: all(map(accepts_connections, ports)), what="the gateway accepts connections")
 
 
-def _config(directory: Path, cluster_id: str, monitor_port: int, gateway_port: int) -> str:
+def _config(directory: Path, cluster_id: str, monitor_port: int, frontends: str) -> str:
     """Return a ceph.conf for one node without disks, authentication between daemons or a manager."""
     sections: dict[str, dict[str, object]] = {
         "global": {
@@ -168,7 +143,7 @@ def _config(directory: Path, cluster_id: str, monitor_port: int, gateway_port: i
             "ms mon client mode": "crc secure",
             "auth client required": "none",
             "rgw data": directory / "rgw",
-            "rgw frontends": _frontends(gateway_port),
+            "rgw frontends": frontends,
             "rgw enable usage log": "false",
             "rgw enable ops log": "false",
             "rgw thread pool size": 64,
@@ -185,9 +160,10 @@ def _config(directory: Path, cluster_id: str, monitor_port: int, gateway_port: i
     return "".join(f"[{name}]\n{_lines(options)}\n" for name, options in sections.items())
 
 
-def _frontends(port: int) -> str:
-    """Return where the gateway listens: plain HTTP (TLS would be one more endpoint, with a certificate)."""
-    return f"beast endpoint={LOOPBACK}:{port} tcp_nodelay=1"
+def _frontends(port: int, tls_port: int, certificate: Path) -> str:
+    """Return where the gateway listens: plain HTTP and TLS."""
+    tls = f"ssl_endpoint={LOOPBACK}:{tls_port} ssl_certificate={certificate} ssl_private_key={certificate}"
+    return f"beast endpoint={LOOPBACK}:{port} {tls} tcp_nodelay=1"
 
 
 def _lines(options: dict[str, object]) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+_PREFIX = "sov-"
+_LOCK = "lock"
 _POLL_INTERVAL_S = 0.02
 _STOP_TIMEOUT_S = 10
 _TAIL_LINES = 25
@@ -28,7 +32,7 @@ class ProcessGroup:
         self.directory = directory
         self.logs = directory / "logs"
         self.logs.mkdir()
-        self._children: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._children: list[tuple[str, subprocess.Popen[bytes], signal.Signals]] = []
 
     def start(
         self,
@@ -37,6 +41,7 @@ class ProcessGroup:
         *,
         environment: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         """Start a process that stays in the foreground and writes to `logs/<name>.log`."""
         with (self.logs / f"{name}.log").open("ab") as log:
@@ -50,7 +55,7 @@ class ProcessGroup:
                 # Ctrl-C is for pytest, which then stops the server in order.
                 start_new_session=True,
             )
-        self._children.append((name, child))
+        self._children.append((name, child, stop_signal))
         if child.stdin is not None:
             with child.stdin:
                 child.stdin.write(stdin or b"")
@@ -79,7 +84,7 @@ class ProcessGroup:
         """Return once `ready()` is true; raise ServerStartError if a process ends or the time is over."""
         deadline = time.monotonic() + timeout_s
         while not ready():
-            for name, child in self._children:
+            for name, child, _ in self._children:
                 if child.poll() is not None:
                     raise self.failure(f"{name} exited with {child.returncode} before {what}")
             if time.monotonic() > deadline:
@@ -94,8 +99,8 @@ class ProcessGroup:
     def stop(self) -> None:
         """Stop the processes, the last one started first."""
         while self._children:
-            _, child = self._children.pop()
-            child.terminate()
+            _, child, stop_signal = self._children.pop()
+            child.send_signal(stop_signal)
             try:
                 child.wait(_STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -110,13 +115,37 @@ class ProcessGroup:
 @contextlib.contextmanager
 def process_group(name: str) -> Iterator[ProcessGroup]:
     """Yield an empty process group; on exit, stop its processes and remove its directory."""
+    _sweep()
     # Not pytest's tmp_path: a Unix socket path is limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix=f"sov-{name}-", ignore_cleanup_errors=True) as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{name}-", ignore_cleanup_errors=True) as directory,
+        _locked(Path(directory)),
+    ):
         group = ProcessGroup(name, Path(directory))
         try:
             yield group
         finally:
             group.stop()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock that says that the directory is in use; it ends with this process, however that ends."""
+    fresh = directory / "lock.new"
+    with fresh.open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # It has its name only once it is held: another run never finds it free.
+        fresh.rename(directory / _LOCK)
+        yield
+
+
+def _sweep() -> None:
+    """Remove the directories of runs that were killed; their processes died with them."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        # An error says that the lock is held, or that another run sweeps too.
+        with contextlib.suppress(OSError), path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent)
 
 
 def _die_with_parent() -> list[str]:

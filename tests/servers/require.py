@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
-SERVERS = ("s3", "azurite", "keyring")
+SERVERS = ("s3", "moto", "azurite", "faults", "keyring")
 
 
 def parse_required(value: str) -> frozenset[str]:
