@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar
+from typing import Any
+
+from sovstore.backends.probe import Probe
+from sovstore.backends.providers import Provider
 
 #: Where unfinished writes lie, below the root.
 TEMPORARY = ".sovstore/tmp"
-#: After this long an unfinished write is taken for abandoned, where a driver has no better sign.
-STALE = timedelta(hours=24)
+#: After this long an unfinished write is taken for abandoned, where a driver has no better sign: a terabyte takes days.
+STALE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store lies and how its host is reached: all that a driver is given. References only, no secret.
+
+    Parameters
+    ----------
+    provider : Provider
+        What is known of the host.
+    root : str
+        Folder, bucket/prefix or container/prefix, without a scheme.
+    endpoint : str or None
+        URL of the service; None where the driver finds it by itself.
+    region : str or None
+        As the host calls it.
+    account : str or None
+        Storage account of Azure, namespace of other hosts.
+    ca_file : str or None
+        File of the certificates to trust, in place of the system's.
+    credentials : str or None
+        ``keyring://SERVICE/NAME``; None for the environment and the files that the host's own tools read.
+    transport : str or None
+        ``obstore``, or None for the driver's own.
+    protocol : str or None
+        fsspec protocol, for the driver ``fsspec``.
+    options : mapping
+        Options of the driver.
+    """
+
+    provider: Provider
+    root: str
+    endpoint: str | None = None
+    region: str | None = None
+    account: str | None = None
+    ca_file: str | None = None
+    credentials: str | None = None
+    transport: str | None = None
+    protocol: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,9 +123,11 @@ class Backend(ABC):
 
     #: Whether folders exist by themselves at this host, also when empty.
     real_folders: bool = False
-    #: Conditions that the host itself enforces, also against another client: ``create`` (only if there is none) and
-    #: ``replace`` (only if the ETag is still this). A driver keeps the others by looking first, which can race.
-    conditions: ClassVar[frozenset[str]] = frozenset()
+    #: Conditions that the host itself keeps, also against another client, as ``operation:condition``. ``put`` is an
+    #: object of one request, ``complete`` a larger one; ``create`` is "only if there is none", ``replace`` and
+    #: ``match`` "only if the ETag is still this"; all are in `sovstore.backends.providers.CONDITIONS`. A driver keeps
+    #: the rest by looking first, which can race.
+    conditions: frozenset[str] = frozenset()
 
     @abstractmethod
     async def stat(self, name: str) -> Stat:
@@ -95,7 +140,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes | bytearray:
         """Return bytes [start, end) of an object; fewer only where the object ends, none beyond its end.
 
         Parameters
@@ -112,7 +157,9 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+    async def upload(
+        self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
+    ) -> Upload:
         """Return a new write to `name`.
 
         Parameters
@@ -121,6 +168,8 @@ class Backend(ABC):
             Fail at `Upload.commit`, or here, when there is an object already.
         if_match : str, optional
             Fail at `Upload.commit` when the object does not have this ETag.
+        size : int, optional
+            Bytes that will be written, where they are known: parts are then cut to fit.
 
         Raises
         ------
@@ -166,15 +215,28 @@ class Backend(ABC):
     async def make_folder(self, name: str) -> None:  # noqa: B027  # most hosts have no folders to make
         """Make a folder and its parents where folders are real; else do nothing."""
 
-    async def sweep(self) -> int:
-        """Delete what writes that were killed left behind, and return how many there were.
+    async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
+        """Delete what writes that were killed left behind, and return how many there were; a dry run only counts.
 
-        MUST NOT delete what a live writer, here or elsewhere, still needs.
+        MUST NOT delete what a live writer, here or elsewhere, still needs: where the host cannot tell, a write that
+        began less than `older_than` ago is taken for a live one.
         """
-        limit = datetime.now(UTC) - STALE
-        found = [s async for s in self.list(TEMPORARY) if not s.folder and s.modified and s.modified < limit]
-        await self.delete([s.name for s in found])
+        limit = datetime.now(UTC) - older_than
+        found = [s async for s in self.list(TEMPORARY) if not s.folder and s.modified and s.modified <= limit]
+        if not dry_run:
+            await self.delete([s.name for s in found])
         return len(found)
+
+    async def probe(self, scratch: str) -> Probe:  # noqa: ARG002  # this one measures nothing
+        """Return what the host itself is seen to do, by requests that no look-first logic stands before.
+
+        Parameters
+        ----------
+        scratch : str
+            Folder for what has to be written: MUST be the only one that is written to, but for one object beside the
+            root that is deleted again, and SHOULD be empty afterwards.
+        """
+        return Probe()
 
     async def close(self) -> None:  # noqa: B027  # a driver may have nothing to close
         """Close connections. MAY be called twice."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,9 +18,10 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem, get_loop
+from fsspec.asyn import AsyncFileSystem
 
-from sovstore.backends.base import TEMPORARY, Backend, Stat, Upload
+from sovstore.backends.base import TEMPORARY, Stat, Upload
+from sovstore.backends.loop import LoopBackend
 from sovstore.errors import (
     IsFolderError,
     NotFolderError,
@@ -67,7 +67,7 @@ def _mapped(name: str) -> Iterator[None]:
         ) from exc
 
 
-class GenericBackend(Backend):
+class GenericBackend(LoopBackend):
     """A root in any fsspec filesystem.
 
     Parameters
@@ -82,15 +82,12 @@ class GenericBackend(Backend):
 
     def __init__(self, protocol: str, root: str, options: Mapping[str, Any]) -> None:
         self._protocol, self._options = protocol, dict(options)
-        self._connect()
+        super().__init__()
         self._in_place = protocol in _OBJECT_STORES
         self.real_folders = not self._in_place
         self._root = self._fs._strip_protocol(root).rstrip("/")
 
     def _connect(self) -> None:
-        # One loop of fsspec's own serves all instances and threads for the life of the process. Connections that
-        # belonged to the caller's loop would outlive it, and s3fs and adlfs cannot close them then.
-        self._pid, self._loop = os.getpid(), get_loop()
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sovstore-host")
         cls = fsspec.get_filesystem_class(self._protocol)
         if issubclass(cls, AsyncFileSystem):
@@ -98,27 +95,20 @@ class GenericBackend(Backend):
         else:
             self._fs = cls(**self._options)
 
-    def _after_fork(self) -> None:
-        # Loop, threads and connections stayed in the parent; a reader opened before the fork may still be used here.
-        if self._pid != os.getpid():
-            self._connect()
-
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     async def _call(self, name: str, method: str, *args: object, **kwargs: object) -> Any:  # as fsspec
         """Call a method of the filesystem: its coroutine where it has one, else in a thread."""
-        self._after_fork()
+        self.after_fork()
         with _mapped(name):
             if self._fs.async_impl and hasattr(self._fs, f"_{method}"):
                 call = getattr(self._fs, f"_{method}")(*args, **kwargs)
-                if asyncio.get_running_loop() is self._loop:
-                    return await call
-                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
+                return await self.on_loop(call)
             return await self._in_thread(getattr(self._fs, method), *args, **kwargs)
 
     async def _in_thread(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
-        self._after_fork()
+        self.after_fork()
         # Files of async filesystems wait in their thread for coroutines, and those may need a thread of their loop's
         # own executor (to look up a host name): taking that one here could block it for ever.
         loop = asyncio.get_running_loop()
@@ -165,8 +155,11 @@ class GenericBackend(Backend):
                 return b""
             raise
 
-    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+    async def upload(
+        self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
+    ) -> Upload:
         """Return a write, in place or beside."""
+        del size
         target = self._path(name)
         if self._in_place:
             mode = "xb" if create else "wb"

@@ -17,12 +17,12 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sovstore.backends.base import TEMPORARY, Backend, Stat, Upload
+from sovstore.backends.base import STALE, TEMPORARY, Backend, Stat, Upload
 from sovstore.errors import (
     FormatError,
     IsFolderError,
@@ -128,7 +128,7 @@ class LocalBackend(Backend):
     """
 
     real_folders = True
-    conditions = frozenset({"create", "replace"})
+    conditions = frozenset({"read:match", "put:create", "put:replace", "complete:create", "complete:replace"})
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
@@ -180,8 +180,11 @@ class LocalBackend(Backend):
             finally:
                 os.close(descriptor)
 
-    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+    async def upload(
+        self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
+    ) -> Upload:
         """Return a write that goes to a temporary file of the same file system."""
+        del size
         make = partial(_LocalUpload, self._root, name, self._run, create=create, if_match=if_match)
         making = asyncio.ensure_future(self._run(make))
         try:
@@ -262,11 +265,12 @@ class LocalBackend(Backend):
 
         await self._run(work)
 
-    async def sweep(self) -> int:
-        """Delete the temporary files that no live process has locked."""
-        return await self._run(self._sweep)
+    async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
+        """Delete the temporary files that no live process has locked, whatever their age."""
+        del older_than
+        return await self._run(partial(self._sweep, dry_run=dry_run))
 
-    def _sweep(self) -> int:
+    def _sweep(self, *, dry_run: bool) -> int:
         swept = 0
         for entry in self._scan(TEMPORARY):
             # Nothing but what `_LocalUpload` makes: a host may have put other things there.
@@ -277,7 +281,8 @@ class LocalBackend(Backend):
                 try:
                     # A writer holds this lock for as long as it lives; the system frees it when it is killed.
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(self._path(entry.name))
+                    if not dry_run:
+                        os.unlink(self._path(entry.name))
                     swept += 1
                 finally:
                     os.close(descriptor)

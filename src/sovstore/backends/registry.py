@@ -1,72 +1,67 @@
-"""Provider name to driver. Nothing is imported before a store asks for it."""
+"""Driver of a place. Nothing is imported before a store asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
-from sovstore.backends.base import Backend
+from sovstore.backends.base import Backend, Place
 from sovstore.errors import ConfigError, MissingDependencyError
 
-#: Provider to fsspec protocol, the module it needs and the extra that installs it.
-_SERVICES = {"s3": ("s3", "s3fs", "s3"), "azure": ("abfs", "adlfs", "azure")}
-PROVIDERS = ("local", "memory", "fsspec", *_SERVICES)
+#: What a driver or transport needs, and the extra that installs it.
+_NEEDS = {"s3": ("s3fs", "s3"), "azure": ("azure-storage-blob", "azure"), "obstore": ("obstore", "fast")}
 
 
-def open_backend(provider: str, root: str, options: Mapping[str, Any], protocol: str | None) -> Backend:
+def open_backend(place: Place) -> Backend:
     """Return the backend of a store. Makes no request.
-
-    Parameters
-    ----------
-    provider : str
-        One of `PROVIDERS`.
-    root : str
-        Folder, bucket/prefix or container/prefix.
-    options : mapping
-        Options of the filesystem under it.
-    protocol : str or None
-        fsspec protocol, for the provider ``fsspec``.
 
     Raises
     ------
     ConfigError
-        When the options are not those of the filesystem.
+        When the options are not those of the driver.
     MissingDependencyError
-        When the package of the service is not installed.
+        When the package of the driver is not installed.
     """
-    if provider == "local":
-        from sovstore.backends.local import LocalBackend
-
-        return LocalBackend(root)
-    from sovstore.backends.generic import GenericBackend
-
-    if provider == "memory" or protocol == "memory":
-        from sovstore.backends.memory import MemoryBackend
-
-        return MemoryBackend(root)
-    name, module, extra = _SERVICES.get(provider, (protocol or "", protocol or "", ""))
+    driver = place.transport or place.provider.driver
+    module, extra = _NEEDS.get(driver, (place.protocol or "", ""))
     try:
-        return GenericBackend(name, root, {**_defaults(provider), **options})
+        return _open(driver, place)
     except ImportError as exc:
-        hint = f"pip install 'sovstore[{extra}]'" if extra else f"install the fsspec filesystem of {name!r}"
+        hint = f"pip install 'sovstore[{extra}]'" if extra else f"install the fsspec filesystem of {module!r}"
         raise MissingDependencyError(
-            f"provider {provider!r}: {module} is not installed", path=provider, hint=hint
+            f"provider {place.provider.name!r}: {module} is not installed", path=place.provider.name, hint=hint
         ) from exc
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as exc:
         # The options are not quoted: somebody may have put a secret among them.
         hint = f"check 'root' and 'options' against the options of {module}"
-        raise ConfigError(f"provider {provider!r}: its options are not valid", path=provider, hint=hint) from exc
+        raise ConfigError(
+            f"provider {place.provider.name!r}: its options are not valid", path=place.provider.name, hint=hint
+        ) from exc
 
 
-def _defaults(provider: str) -> dict[str, Any]:
-    if provider != "s3":
-        return {}
-    # Hosts other than AWS refuse botocore's checksum trailers, and the fix for that alone makes it hash every body
-    # with SHA-256 again to sign it. Our bytes authenticate themselves, so neither is needed.
-    return {
-        "config_kwargs": {
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "s3": {"addressing_style": "path", "payload_signing_enabled": False},
-        }
-    }
+def _open(driver: str, place: Place) -> Backend:
+    if driver == "local":
+        from sovstore.backends.local import LocalBackend
+
+        return LocalBackend(place.root)
+    if driver == "memory" or place.protocol == "memory":
+        from sovstore.backends.memory import MemoryBackend
+
+        return MemoryBackend(place.root)
+    if driver == "s3":
+        from sovstore.backends.s3 import S3Backend
+
+        return S3Backend(place)
+    if driver == "azure":
+        from sovstore.backends.azure import AzureBackend
+
+        return AzureBackend(place)
+    if driver == "obstore":
+        from sovstore.backends.obstore import ObstoreBackend
+
+        # Drivers do not know each other; what obstore cannot do is asked of the provider's own.
+        return ObstoreBackend(place, lambda: open_backend(replace(place, transport=None)))
+    from sovstore.backends.generic import GenericBackend
+
+    return GenericBackend(place.protocol or "", place.root, place.options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -37,12 +38,17 @@ async def put(backend: Backend, name: str, data: bytes, **conditions: Any) -> No
 
 async def everything(backend: Backend, name: str) -> bytes:
     """Return an object's bytes."""
-    return await backend.read(name, 0, (await backend.stat(name)).size)
+    return bytes(await backend.read(name, 0, (await backend.stat(name)).size))
 
 
 async def collect(listing: AsyncIterator[Stat]) -> dict[str, Stat]:
     """Return a listing by name."""
     return {entry.name: entry async for entry in listing}
+
+
+def _large(seed: int = 0) -> bytes:
+    """Return bytes that a driver has to send in several parts; no two places of them look alike."""
+    return random.Random(seed).randbytes(20 * 2**20 + 12345)  # noqa: S311  # must be the same each time
 
 
 class BackendTests(Suite):
@@ -189,7 +195,7 @@ class BackendTests(Suite):
 
     def test_two_writers_race_to_create(self, run: Callable[..., Any]) -> None:
         async def use(backend: Backend) -> None:
-            if "create" not in backend.conditions:
+            if "put:create" not in backend.conditions:
                 pytest.skip("this driver does not say that its host decides such a race")
             results = await asyncio.gather(
                 *(put(backend, "a", bytes([n]) * 10, create=True) for n in range(8)), return_exceptions=True
@@ -201,7 +207,7 @@ class BackendTests(Suite):
 
     def test_two_writers_race_to_replace(self, run: Callable[..., Any]) -> None:
         async def use(backend: Backend) -> None:
-            if "replace" not in backend.conditions:
+            if "put:replace" not in backend.conditions:
                 pytest.skip("this driver does not say that its host decides such a race")
             await put(backend, "a", b"old")
             etag = (await backend.stat("a")).etag
@@ -282,6 +288,141 @@ class BackendTests(Suite):
             assert await everything(backend, "a") == data
             await backend.copy("a", "a", head=head, etag=etag)
             assert await everything(backend, "a") == head + data[128:]
+
+        run(use)
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_a_large_object(self, run: Callable[..., Any], *, known: bool) -> None:
+        data = _large()
+
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", data, **({"size": len(data)} if known else {}))
+            assert (await backend.stat("a")).size == len(data)
+            # One byte at a time round the borders of the parts that a driver may have made, and then all of it.
+            for border in (5 * 2**20, 8 * 2**20, 16 * 2**20):
+                assert await backend.read("a", border - 1, border + 1) == data[border - 1 : border + 1]
+            assert await everything(backend, "a") == data
+
+        run(use)
+
+    def test_a_large_object_is_not_visible_before_its_end(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", b"old")
+            upload = await backend.upload("a")
+            await upload.write(_large())
+            assert await everything(backend, "a") == b"old"
+            await upload.abort()
+            assert await everything(backend, "a") == b"old"
+
+        run(use)
+
+    def test_conditions_on_a_large_object(self, run: Callable[..., Any]) -> None:
+        data = _large()
+
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", data, create=True)
+            with pytest.raises(ObjectExistsError):
+                await put(backend, "a", data[::-1], create=True)
+            etag = (await backend.stat("a")).etag
+            await put(backend, "a", data[::-1], if_match=etag)
+            with pytest.raises(ObjectChangedError):
+                await put(backend, "a", data, if_match=etag)
+            assert await everything(backend, "a") == data[::-1]
+
+        run(use)
+
+    def test_two_writers_race_to_create_a_large_object(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            if "complete:create" not in backend.conditions:
+                pytest.skip("this driver does not say that its host decides such a race")
+            results = await asyncio.gather(
+                *(put(backend, "a", _large(n), create=True) for n in range(3)), return_exceptions=True
+            )
+            assert results.count(None) == 1
+            assert all(r is None or isinstance(r, ObjectExistsError) for r in results)
+            assert await everything(backend, "a") == _large(results.index(None))
+
+        run(use)
+
+    def test_two_writers_race_to_replace_a_large_object(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            if "complete:replace" not in backend.conditions:
+                pytest.skip("this driver does not say that its host decides such a race")
+            await put(backend, "a", b"old")
+            etag = (await backend.stat("a")).etag
+            results = await asyncio.gather(
+                *(put(backend, "a", _large(n), if_match=etag) for n in range(3)), return_exceptions=True
+            )
+            assert results.count(None) == 1
+            assert all(r is None or isinstance(r, ObjectChangedError) for r in results)
+            assert await everything(backend, "a") == _large(results.index(None))
+
+        run(use)
+
+    def test_copy_of_a_large_object_replaces_the_head(self, run: Callable[..., Any]) -> None:
+        data, head = _large(), b"H" * 128
+
+        async def use(backend: Backend) -> None:
+            await put(backend, "a", data)
+            etag = (await backend.stat("a")).etag
+            await backend.copy("a", "d/b", head=head, etag=etag)
+            assert await everything(backend, "d/b") == head + data[128:]
+            assert await everything(backend, "a") == data
+            # In place, of an object that was itself written in parts or by an earlier copy.
+            for again in (b"1" * 128, b"2" * 128):
+                await backend.copy("d/b", "d/b", head=again)
+                assert await everything(backend, "d/b") == again + data[128:]
+            with pytest.raises(ObjectExistsError):
+                await backend.copy("a", "d/b", head=head, create=True)
+
+        run(use)
+
+    def test_a_copy_races_a_writer(self, run: Callable[..., Any]) -> None:
+        """Whatever the host can do: one of the two is there afterwards, whole, and never a mixture."""
+        data, head = _large(), b"H" * 128
+
+        async def use(backend: Backend) -> None:
+            for delay in (0, 0.005, 0.02):
+                await put(backend, "a", data)
+
+                async def write(delay: float) -> None:
+                    await asyncio.sleep(delay)
+                    await put(backend, "a", _large(7))
+
+                copied = backend.copy("a", "a", head=head)
+                _, failed = await asyncio.gather(write(delay), copied, return_exceptions=True)
+                assert failed is None or isinstance(failed, ObjectChangedError)
+                assert await everything(backend, "a") in (head + data[128:], _large(7))
+
+        run(use)
+
+    def test_reading_what_changed_is_refused(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            if "read:match" not in backend.conditions:
+                pytest.skip("this driver cannot tell which version it reads")
+            await put(backend, "a", b"one")
+            etag = (await backend.stat("a")).etag
+            assert await backend.read("a", 0, 3, etag=etag) == b"one"
+            await put(backend, "a", b"two")
+            with pytest.raises(ObjectChangedError):
+                await backend.read("a", 0, 3, etag=etag)
+
+        run(use)
+
+    def test_odd_names(self, run: Callable[..., Any]) -> None:
+        names = ["a b", "é/ü", "e\u0301", "a+b", "a%20b", "%2F", "a&b=c", "q?x#y", "~.-_", "'<\">", "日本", ".x"]
+
+        async def use(backend: Backend) -> None:
+            for name in names:
+                await put(backend, f"odd/{name}", name.encode())
+            found = await collect(backend.list("odd", recursive=True))
+            assert sorted(n for n, e in found.items() if not e.folder) == sorted(f"odd/{name}" for name in names)
+            for name in names:
+                assert await everything(backend, f"odd/{name}") == name.encode()
+            await backend.copy("odd/é/ü", "odd/%2B", head=b"")
+            assert await everything(backend, "odd/%2B") == "é/ü".encode()
+            await backend.delete([f"odd/{name}" for name in [*names, "%2B"]])
+            assert not [n for n, e in (await collect(backend.list("odd", recursive=True))).items() if not e.folder]
 
         run(use)
 

@@ -1,0 +1,370 @@
+"""``driver = "s3"``: any S3 host, on the client of s3fs.
+
+Uploads in parallel parts, header replacement by `UploadPartCopy`, conditions where the provider has them per operation,
+deletes in batches, listings page by page. What a host lacks is known from the provider catalogue, never from its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from sovstore.backends import s3_probe
+from sovstore.backends.base import STALE, Place, Stat, Upload
+from sovstore.backends.loop import LoopBackend, retried
+from sovstore.backends.parts import PART, SLOTS, PartSizes
+from sovstore.backends.probe import Probe
+from sovstore.backends.s3_client import S3Client, http_status
+from sovstore.backends.s3_upload import S3Upload
+from sovstore.errors import (
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+#: Bytes that the host copies by one `UploadPartCopy`, unless the object would need too many.
+_COPIED_PART = 64 * 2**20
+_DELETES = 16
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class _BrokenReplyError(Exception):
+    """A reply that is not what was asked for; the next one may be right."""
+
+
+class S3Backend(LoopBackend):
+    """A prefix of a bucket.
+
+    Parameters
+    ----------
+    place : Place
+        With ``bucket/prefix`` as its root.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        # Replies carry the ETag of what they are from, so this one is kept whatever the host does with the header.
+        self.conditions = place.provider.conditions | {"read:match"}
+        self.known_conditions = place.provider.known("conditions")
+        prefix = place.root.strip("/").partition("/")[2]
+        self.prefix = f"{prefix}/" if prefix else ""
+        facts = place.provider
+        self.sizes = PartSizes(
+            min(max(int(place.options.get("part_size", PART)), facts.get("part_min")), facts.get("part_max")),
+            facts.get("part_max"),
+            facts.get("parts_max"),
+            facts.get("object_max"),
+            facts.get("equal_parts"),
+        )
+        super().__init__()
+
+    def _connect(self) -> None:
+        self.client = S3Client(self._place, self._loop)
+        self.slots = asyncio.Semaphore(SLOTS)
+
+    def quoted(self, etag: str) -> str:
+        """Return an ETag as the host wants it in a condition."""
+        return f'"{etag}"' if self._place.provider.get("etag_quotes") == "quoted" else etag
+
+    async def call(self, name: str, operation: str, **arguments: Any) -> Any:
+        """Call an operation on the object `name`."""
+        return await self.client.call(name, operation, Key=self.prefix + name, **arguments)
+
+    # Looking
+
+    async def stat(self, name: str) -> Stat:
+        """Return what the host says of an object, or of a folder: names below it."""
+        self.after_fork()
+        return await self.on_loop(self._stat(name))
+
+    async def _stat(self, name: str) -> Stat:
+        if name:
+            try:
+                return await self.head(name)
+            except ObjectNotFoundError:
+                pass
+        # Also tells a missing bucket from a missing object, which a reply without a body cannot.
+        found = await self._page(name, f"{name}/" if name else "", MaxKeys=1)
+        if name and not found.get("Contents"):
+            raise ObjectNotFoundError(f"{name}: not found", path=name)
+        return Stat(name, 0, folder=True)
+
+    async def head(self, name: str) -> Stat:
+        """Return what the host says of an object."""
+        reply = await self.call(name, "head_object")
+        return _stat(name, reply["ContentLength"], reply.get("ETag"), reply.get("LastModified"))
+
+    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes | bytearray:
+        """Return bytes [start, end) of an object, by one ranged request."""
+        self.after_fork()
+        return b"" if start >= end else await self.on_loop(self._read(name, start, end, etag))
+
+    async def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes | bytearray:
+        condition = (
+            {"IfMatch": self.quoted(etag)}
+            if etag is not None and "read:match" in self._place.provider.conditions
+            else {}
+        )
+        try:
+            # One deadline for all tries together.
+            async with self.client.mapped(name):
+                return await retried(lambda: self._read_once(name, start, end, etag, condition), _BrokenReplyError)
+        except _BrokenReplyError as exc:
+            raise StoreUnavailableError(f"{name}: {exc}", path=name) from exc
+        except StoreError as exc:
+            # A range that starts at or beyond the end, also of an empty object.
+            if http_status(exc) == 416:
+                return b""
+            raise
+
+    async def _read_once(
+        self, name: str, start: int, end: int, etag: str | None, condition: dict[str, str]
+    ) -> bytearray:
+        reply = await self.call(name, "get_object", Range=f"bytes={start}-{end - 1}", **condition)
+        async with reply["Body"] as body:
+            if etag is not None and _bare(reply.get("ETag")) != etag:
+                raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
+            size = _reply_size(reply, start, end)
+            try:
+                async with self.client.mapped(name):
+                    return await _received(body.raw_stream.content, size)
+            except StoreUnavailableError as exc:
+                raise _BrokenReplyError("the host stopped in the middle of a reply") from exc
+
+    async def _page(self, what: str, prefix: str, **arguments: Any) -> Any:
+        return await self.client.call(what, "list_objects_v2", Prefix=self.prefix + prefix, **arguments)
+
+    async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
+        """Yield what the host lists in or below a folder, page by page."""
+        self.after_fork()
+        prefix = f"{folder}/" if folder else ""
+        arguments: dict[str, Any] = {"MaxKeys": self._place.provider.get("listing_page")}
+        if not recursive:
+            arguments["Delimiter"] = "/"
+        while True:
+            page = await self.on_loop(self._page(folder, prefix, **arguments))
+            for found in page.get("CommonPrefixes", ()):
+                if name := self._below(found["Prefix"], prefix).rstrip("/"):
+                    yield Stat(name, 0, folder=True)
+            for found in page.get("Contents", ()):
+                name = self._below(found["Key"], prefix)
+                # A name that ends in a slash is how some tools mark a folder.
+                if name and not (name.endswith("/") and not found["Size"]):
+                    yield _stat(name, found["Size"], found.get("ETag"), found.get("LastModified"))
+            if not page.get("IsTruncated"):
+                return
+            following = page.get("NextContinuationToken")
+            if not following or following == arguments.get("ContinuationToken"):
+                raise StoreUnavailableError(f"{folder}: the host's listing does not end", path=folder)
+            arguments["ContinuationToken"] = following
+
+    def _below(self, key: str, prefix: str) -> str:
+        """Return the name of a listed key, '' when the host listed what was not asked for."""
+        start = self.prefix + prefix
+        return key.removeprefix(self.prefix) if key.startswith(start) and key != start else ""
+
+    # Writing
+
+    async def upload(
+        self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
+    ) -> Upload:
+        """Return a write in parts, or by one request when the object fits into one part."""
+        self.after_fork()
+        return S3Upload(self, name, self.sizes.of(size, name=name), create=create, if_match=if_match)
+
+    async def delete(self, names: Iterable[str]) -> None:
+        """Delete objects, as many by one request as the host takes."""
+        self.after_fork()
+        most, batch = min(1000, self._place.provider.get("batch_delete")), list[str]()
+        for name in names:
+            # There are no folders to delete.
+            if not name.endswith("/"):
+                batch.append(name)
+            if len(batch) == most:
+                await self.on_loop(self._delete(batch))
+                batch = []
+        if batch:
+            await self.on_loop(self._delete(batch))
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        if len(names) > 1:
+            try:
+                names = await self._delete_batch(names)
+            except StoreError as exc:
+                # Some hosts have no such request, or want a checksum with it that ours does not carry; and a name with
+                # a control character cannot stand in its XML.
+                if http_status(exc) not in (400, 405, 411, 501):
+                    raise
+        limit = asyncio.Semaphore(_DELETES)
+
+        async def one(name: str) -> None:
+            async with limit:
+                try:
+                    await self.call(name, "delete_object")
+                except ObjectNotFoundError:
+                    await self._page(name, f"{name}/", MaxKeys=1)  # a missing bucket is an error
+
+        await asyncio.gather(*(one(name) for name in names))
+
+    async def _delete_batch(self, names: Sequence[str]) -> Sequence[str]:
+        """Delete by one request; return the names to try once more, alone."""
+        keys = [{"Key": self.prefix + name} for name in names]
+        reply = await self.client.call(names[0], "delete_objects", Delete={"Objects": keys, "Quiet": True})
+        failed = [error for error in reply.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+        return [str(error["Key"]).removeprefix(self.prefix) for error in failed]
+
+    async def copy(
+        self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
+    ) -> None:
+        """Copy at the host, but for the first part, which carries the new head; small objects pass through here."""
+        self.after_fork()
+        await self.on_loop(self._copy(source, target, head, etag, create=create))
+
+    async def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
+        found = await self.head(source)
+        if etag is not None and found.etag != etag:
+            raise ObjectChangedError(f"{source}: changed meanwhile", path=source)
+        if_match = found.etag if source == target else None
+        upload = S3Upload(self, target, self.sizes.of(found.size, name=target), create=create, if_match=if_match)
+        try:
+            # By one request, if it is that small: more hosts keep a condition on it.
+            if found.size <= self.sizes.part or not await self._copy_parts(upload, source, head, found):
+                await self._copy_through(upload, source, head, found)
+        except BaseException:
+            await upload.abort()
+            raise
+
+    async def _copy_through(self, upload: S3Upload, source: str, head: bytes, found: Stat) -> None:
+        """Copy through this process, a part at a time."""
+        await upload.write(head)
+        for start in range(len(head), found.size, self.sizes.part):
+            await upload.write(await self._whole(source, start, found, min(start + self.sizes.part, found.size)))
+        await upload.commit()
+
+    async def _whole(self, name: str, start: int, found: Stat, end: int) -> bytes | bytearray:
+        data = await self._read(name, start, end, found.etag) if start < end else b""
+        if len(data) != max(0, end - start):
+            raise ObjectChangedError(f"{name}: changed while it was copied", path=name)
+        return data
+
+    async def _copy_parts(self, upload: S3Upload, source: str, head: bytes, found: Stat) -> bool:
+        """Let the host copy all but the first part; return False when it does not do that."""
+        first = self._place.provider.get("part_min")
+        size = max(_COPIED_PART, -(-found.size // (self.sizes.parts_max - 1)))
+        borders = [*range(first, found.size, min(size, self.sizes.part_max)), found.size]
+        await upload.begin()
+        await upload.add_bytes(head + await self._whole(source, len(head), found, first))
+        try:
+            for start, end in pairwise(borders):
+                await upload.add_copy(self.prefix + source, start, end, found.etag)
+            receipts = await upload.sent()
+        except StoreError as exc:
+            if http_status(exc) not in (400, 405, 501):
+                raise
+            await upload.restart()
+            return False
+        # Hosts that ignore the condition on a part copy could have mixed two versions: neither would open. What is
+        # written between this look and the completion is lost where the host keeps no condition on the completion.
+        if (await self.head(source)).etag != found.etag:
+            raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
+        await upload.finish(receipts)
+        return True
+
+    # Keeping order
+
+    async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
+        """Abort the uploads in parts that began longer ago than `older_than`: nobody can tell whether one is alive."""
+        self.after_fork()
+        return await self.on_loop(self._sweep(datetime.now(UTC) - older_than, dry_run=dry_run))
+
+    async def _sweep(self, limit: datetime, *, dry_run: bool) -> int:
+        swept, arguments = 0, dict[str, Any]()
+        while True:
+            page = await self.client.call("", "list_multipart_uploads", Prefix=self.prefix, **arguments)
+            for found in page.get("Uploads", ()):
+                if found["Key"].startswith(self.prefix) and found["Initiated"] <= limit:
+                    if not dry_run:
+                        await self.discard(found["Key"].removeprefix(self.prefix), found["UploadId"])
+                    swept += 1
+            marker = (page.get("NextKeyMarker"), page.get("NextUploadIdMarker"))
+            if not page.get("IsTruncated") or marker == tuple(arguments.values()):
+                return swept
+            arguments = {"KeyMarker": marker[0], "UploadIdMarker": marker[1]}
+
+    async def discard(self, name: str, upload_id: str) -> None:
+        """Abort an upload in parts; one that the host does not know any more is no error."""
+        try:
+            await self.call(name, "abort_multipart_upload", UploadId=upload_id)
+        except ObjectNotFoundError:
+            return
+
+    async def probe(self, scratch: str) -> Probe:
+        """Return what the host itself is seen to do."""
+        self.after_fork()
+        return await self.on_loop(s3_probe.probe(self, self._place, scratch))
+
+    # Conditions that the host does not keep
+
+    async def look_first(self, name: str, *, create: bool, if_match: str | None) -> None:
+        """Keep a condition by looking, where the host does not: another writer may still come between."""
+        try:
+            found = await self.head(name)
+        except ObjectNotFoundError:
+            if if_match is not None:
+                raise
+            return
+        if create:
+            raise ObjectExistsError(f"{name}: exists already", path=name)
+        if if_match is not None and found.etag != if_match:
+            raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
+
+
+async def _received(stream: Any, size: int) -> bytearray:  # aiohttp's stream
+    """Return all of a reply, in a buffer that is made once."""
+    data, filled = bytearray(size), 0
+    async for piece in stream.iter_any():
+        filled += len(piece)
+        if filled > size:
+            break
+        data[filled - len(piece) : filled] = piece
+    if filled != size:
+        raise _BrokenReplyError(f"the host sent {filled} bytes of {size}")
+    return data
+
+
+def _stat(name: str, size: int, etag: str | None, modified: datetime | None) -> Stat:
+    return Stat(name, int(size), etag=_bare(etag), modified=modified)
+
+
+def _bare(etag: str | None) -> str | None:
+    """Return an ETag without the quotes that some replies have and others have not."""
+    return etag.strip('"') or None if etag is not None else None
+
+
+def _reply_size(reply: Any, start: int, end: int) -> int:
+    """Return how many bytes the reply to a ranged request must have.
+
+    Raises
+    ------
+    _BrokenReplyError
+        When it does not say, or says that it is another range.
+    """
+    length, said = reply.get("ContentLength"), reply.get("ContentRange")
+    if said is None:
+        # The whole object, from a host that does not know ranges: right only when that is what was asked for.
+        if start == 0 and length is not None and length <= end:
+            return int(length)
+        raise _BrokenReplyError("the host ignored the range of a request")
+    parsed = _RANGE.fullmatch(said)
+    if parsed is None:
+        raise _BrokenReplyError("the host's reply has no valid range")
+    first, last, total = map(int, parsed.groups())
+    if first != start or last != min(end, total) - 1 or length != last + 1 - first:
+        raise _BrokenReplyError("the host sent another range than it was asked for")
+    return int(length)
