@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from sovstore import config
+from sovstore.backends import providers
 from sovstore.errors import ConfigError
 from sovstore.kms import registry
 from sovstore.kms.base import Access
@@ -127,12 +130,17 @@ def test_bad_overrides(file, monkeypatch, variable, message, hint):
         ("# kept too", '\nprotocol = "sftp"', "'protocol' goes with", "fsspec"),
         ("# kept too", '\nrecovery = "x"', "recovery is not a list", "type"),
         ("# kept too", "\noptions = 3", "options is not a table", "type"),
-        ("# kept too", '\noptions = { secret = "canary-9" }', "option 'secret' is a secret", "AWS_SECRET_ACCESS_KEY"),
+        (
+            "# kept too",
+            '\noptions = { secret = "canary-9" }',
+            "option 'secret' is a secret",
+            "provider 'local' needs none",
+        ),
         (
             "# kept too",
             '\noptions = { client_kwargs = { aws_secret_access_key = "canary-9" } }',
             "is a secret",
-            "environment",
+            "take it out of the file",
         ),
     ],
 )
@@ -321,3 +329,304 @@ def test_a_root_says_its_provider(file, root, provider, protocol):
 
 def test_a_provider_that_its_root_contradicts(file):
     _refused(file, GOOD.replace('"host"', '"s3://b/x"'), "does not go with a root of s3://", "'s3'")
+
+
+# How a host is reached
+
+S3 = """
+[stores.s]
+provider = "s3"
+root = "bucket/prefix"
+kek = "keyfile:~/k"
+"""
+AZURE = S3.replace('"s3"', '"azure"').replace("bucket", "container")
+#: A provider of the user's own, with what those of the catalogue may have.
+OWN = """
+[providers.own]
+driver = "s3"
+endpoint = "https://{account}.s3.{region}.example.org"
+regions = ["par", "gra"]
+"""
+
+
+def _loaded(file: Path, text: str) -> config.StoreConfig:
+    file.write_text(text)
+    return config.load(file).store("s")
+
+
+def test_what_reaches_a_host(file):
+    text = """region = "gra"
+endpoint = "https://s3.example.org"
+account = "a"
+ca_file = "ca.pem"
+credentials = "keyring://sovstore-host/s"
+transport = "obstore"
+"""
+    place = _loaded(file, S3 + text).place
+    assert place.provider == providers.catalogue()["s3"]
+    assert (place.root, place.region, place.endpoint) == ("bucket/prefix", "gra", "https://s3.example.org")
+    assert (place.account, place.ca_file) == ("a", str(file.parent / "ca.pem"))
+    assert (place.credentials, place.transport) == ("keyring://sovstore-host/s", "obstore")
+
+
+def test_the_settings_can_come_from_the_environment(file, monkeypatch):
+    for name in ("region", "endpoint", "account", "ca_file", "credentials", "transport"):
+        value = {"endpoint": "http://h:1", "credentials": "keyring://a/b", "transport": "obstore"}.get(name, "/x")
+        monkeypatch.setenv(config.variable_of("s", name), value)
+    place = _loaded(file, S3).place
+    assert (place.region, place.endpoint, place.credentials) == ("/x", "http://h:1", "keyring://a/b")
+
+
+def test_without_them_the_driver_finds_its_host(file):
+    place = _loaded(file, S3).place
+    assert (place.endpoint, place.region, place.credentials, place.transport) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/prefix", "s3a://bucket/prefix"])
+def test_the_driver_gets_a_root_without_a_scheme(file, root):
+    assert _loaded(file, S3.replace("bucket/prefix", root)).place.root == "bucket/prefix"
+
+
+def test_a_provider_of_the_user(file):
+    place = _loaded(file, OWN + S3.replace('"s3"', '"own"') + 'region = "gra"\naccount = "me"\n').place
+    assert place.endpoint == "https://me.s3.gra.example.org"
+    assert place.provider.get("parts_max") == 10_000
+    liked = OWN.replace('driver = "s3"', 'like = "s3"\nparts_max = 7')
+    place = _loaded(file, liked + S3.replace('"s3"', '"own"') + 'region = "par"\naccount = "me"\n').place
+    assert (place.provider.driver, place.provider.get("parts_max")) == ("s3", 7)
+
+
+def test_an_endpoint_of_the_user_needs_no_region_of_the_provider(file):
+    text = OWN + S3.replace('"s3"', '"own"') + 'endpoint = "https://elsewhere.example.org"\n'
+    assert _loaded(file, text).place.endpoint == "https://elsewhere.example.org"
+
+
+@pytest.mark.parametrize(
+    ("added", "message", "hint"),
+    [
+        ('region = "grav"\naccount = "a"', "has no region 'grav'", "did you mean 'gra'\\? known regions: par, gra"),
+        ('account = "a"', "needs a region", "par, gra"),
+        ('region = "par"', "needs an account", "account = "),
+    ],
+)
+def test_region_and_account_of_a_provider(file, added, message, hint):
+    file.write_text(OWN + S3.replace('"s3"', '"own"') + added)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(file)
+    assert re.search(hint, caught.value.hint)
+
+
+def test_the_account_of_azure_may_come_with_its_credentials(file):
+    assert _loaded(file, AZURE).place.endpoint is None
+    assert _loaded(file, AZURE + 'account = "acc"\n').place.endpoint is None
+    assert _loaded(file, AZURE + 'endpoint = "http://127.0.0.1:1/dev"\n').place.endpoint == "http://127.0.0.1:1/dev"
+
+
+@pytest.mark.parametrize("setting", ["region", "endpoint", "account", "ca_file", "credentials", "transport"])
+def test_settings_of_a_host_are_strings(file, setting):
+    _refused(file, S3 + f"{setting} = 3\n", f"{setting} is not a string", "type")
+
+
+@pytest.mark.parametrize("setting", ["region", "endpoint", "account", "ca_file", "credentials", "transport"])
+@pytest.mark.parametrize("provider", ["local", "memory", "fsspec"])
+def test_settings_that_go_with_a_host_only(file, setting, provider):
+    text = S3.replace('"s3"', f'"{provider}"') + ('protocol = "sftp"\n' if provider == "fsspec" else "")
+    _refused(file, text + f'{setting} = "x"\n', f"'{setting}' goes with", f"provider '{provider}' has none")
+
+
+@pytest.mark.parametrize(
+    ("added", "message", "hint"),
+    [
+        ('endpoint = "s3.example.org"', "'endpoint' is not a URL", "https://"),
+        ('endpoint = "ftp://s3.example.org"', "'endpoint' is not a URL", "https://"),
+        ('endpoint = "https://"', "'endpoint' is not a URL", "https://"),
+        ('endpoint = "https://[canary-9"', "'endpoint' is not a URL", "https://"),
+        ('endpoint = "https://h:canary-9"', "'endpoint' is not a URL", "https://"),
+        ('endpoint = "https://me:canary-9@h"', "'endpoint' holds a password", "sovstore login"),
+        ('endpoint = "https://canary-9@h"', "'endpoint' holds a password", "sovstore login"),
+        ('endpoint = "https://h/?sig=canary-9"', "no place for a token", "sovstore login"),
+        ('credentials = "canary-9"', "'credentials' is not keyring://", "sovstore login"),
+        ('credentials = "keyring://canary-9"', "'credentials' is not keyring://", "sovstore login"),
+        ('credentials = "keyring://canary-9@h/n"', "'credentials' is not keyring://", "sovstore login"),
+        ('transport = "obstorr"', "unknown transport 'obstorr'", "did you mean 'obstore'"),
+        ('ca_file = "~no-such-user-9/ca"', "there is no such user", "correct"),
+    ],
+)
+def test_what_is_wrong_with_a_host_is_named_and_not_quoted(file, added, message, hint):
+    file.write_text(S3 + added)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(file)
+    assert hint in caught.value.hint
+    error = caught.value
+    while error is not None:
+        assert "canary-9" not in str(error)
+        error = error.__cause__
+
+
+def test_a_root_with_an_account_in_it(file):
+    text = AZURE.replace("container/", "abfs://container@acc.dfs.core.windows.net/")
+    _refused(file, text, "names more than a container", "abfs://container/prefix")
+
+
+@pytest.mark.parametrize(
+    ("table", "message", "hint"),
+    [
+        ("providers = 3", "providers is not a table", "[providers.NAME]"),
+        ("[providers]\nown = 3", "not a table", "[providers.own]"),
+        ('[providers.s3]\ndriver = "s3"', "is shipped", "like"),
+        ("[providers.own]\n", "'driver' or 'title'", "driver = one of"),
+        (
+            '[providers.own]\ndriver = "s3"\nendpoints = "canary-9"',
+            "unknown fact 'endpoints'",
+            "did you mean 'endpoint'",
+        ),
+        ('[providers.own]\ndriver = "s3"\nsecret_access_key = "canary-9"', "unknown fact 'secret_access_key'", "known"),
+        ('[providers.own]\ndriver = "s3"\nparts_max = "canary-9"', "parts_max is not ", "correct"),
+    ],
+)
+def test_providers_of_the_user_that_are_wrong(file, table, message, hint):
+    _refused(file, table + S3, message, hint)
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert "canary-9" not in str(caught.value)
+
+
+# Secrets in the file
+
+_MOVE = "'sovstore login s --move' puts it into the keyring of the operating system and takes it out of the file"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        'options = { key = "a", secret = "canary-9" }',
+        'options = { key = "a", secret = "canary-9", token = "canary-9" }',
+        'options = { client_kwargs = { aws_access_key_id = "a", aws_secret_access_key = "canary-9" } }',
+        'access_key_id = "a"\nsecret_access_key = "canary-9"',
+    ],
+)
+def test_the_refusal_of_a_secret_is_the_command_that_moves_it(file, added):
+    file.write_text(S3 + added)
+    with pytest.raises(ConfigError, match="is a secret, and the file is no place for one") as caught:
+        config.load(file)
+    assert caught.value.hint == _MOVE
+    assert "canary-9" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["connection_string", "account_key", "sas_token"])
+@pytest.mark.parametrize("form", ['{} = "canary-9"', 'options = {{ {} = "canary-9" }}'])
+def test_secrets_of_azure_can_be_moved(file, name, form):
+    _refused(file, AZURE + form.format(name), f"option '{name}' is a secret", _MOVE)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (S3 + 'options = { key = "a" }', "take it out of the file; then 'sovstore login s' asks"),
+        (S3 + 'options = { key = "a", secret = 3 }', "AWS_SECRET_ACCESS_KEY"),
+        (S3 + 'options = { key = "a", secret = "b", aws_secret_access_key = "c" }', "take it out"),
+        (S3 + 'options = { headers = { key = "a", secret = "b" } }', "take it out"),
+        (S3 + 'options = { key = "a", secret = "b", password = "c" }', "take it out"),
+        (S3 + 'options = { proxies = ["http://u:canary-9@h"] }', "take it out"),
+        (AZURE + 'options = { client_secret = "b" }', "AZURE_STORAGE_CONNECTION_STRING"),
+        (AZURE + 'options = { account_key = "b", sas_token = "c" }', "take it out"),
+        (S3.replace('"s3"', '"fsspec"') + 'protocol = "sftp"\noptions = { password = "b" }', "agent or key files"),
+    ],
+)
+def test_secrets_that_cannot_be_moved_have_another_hint(file, text, hint):
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="is a secret") as caught:
+        config.load(file)
+    assert hint in caught.value.hint
+    assert "--move" not in caught.value.hint
+
+
+def test_a_secret_in_a_variable_cannot_be_moved(file, monkeypatch):
+    file.write_text(S3)
+    monkeypatch.setenv("SOVSTORE_STORES__S__OPTIONS", '{ key = "a", secret = "canary-9" }')
+    with pytest.raises(ConfigError, match=r"^SOVSTORE_STORES__S__OPTIONS: option 'key' is a secret") as caught:
+        config.load(file)
+    assert "from where nothing can be moved" in caught.value.hint
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+    assert "canary-9" not in str(caught.value)
+
+
+def test_a_store_with_secrets_can_be_looked_at_without_them(file, monkeypatch):
+    file.write_text(S3 + 'options = { key = "a", secret = "canary-9", client_kwargs = { region_name = "r" } }\n' + GOOD)
+    monkeypatch.setenv("SOVSTORE_STORES__S__REGION", "gra")
+    described, strays = config.with_secrets(file, "s")
+    assert described.options == {"client_kwargs": {"region_name": "r"}}
+    assert described.region == "gra"
+    assert [(stray.dotted, stray.value) for stray in strays] == [("options.key", "a"), ("options.secret", "canary-9")]
+    assert "canary-9" not in repr((described, strays))
+    assert config.with_secrets(file, "cohortes")[1] == []
+    with pytest.raises(ConfigError, match="not configured in"):
+        config.with_secrets(file, "t")
+
+
+def test_write_settings_takes_values_out(file):
+    file.write_text(
+        """# kept
+[stores.s]
+options = { key = "k", client_kwargs = { aws_secret_access_key = "s" }, list = [{ a = 1, token = "t" }] } # kept too
+root = "r"
+
+[stores.t]
+root = "r"
+[stores.t.options]
+secret = "s"
+
+[stores.u.options]
+secret = "s"
+# kept as well
+x = 1
+"""
+    )
+    steps = {
+        "s": {
+            ("options", "key"): "k",
+            ("options", "client_kwargs", "aws_secret_access_key"): "s",
+            ("options", "list", 0, "token"): "t",
+        },
+        "t": {("options", "secret"): "s"},
+        "u": {("options", "secret"): "s"},
+    }
+    for store, removes in steps.items():
+        config.write_settings(file, store, {"credentials": "keyring://a/b"}, removes=removes)
+    text = file.read_text()
+    assert [line for line in text.splitlines() if "kept" in line] == [
+        "# kept",
+        next(line for line in text.splitlines() if line.endswith("# kept too")),
+        "# kept as well",
+    ]
+    assert tomllib.loads(text)["stores"] == {
+        "s": {"options": {"list": [{"a": 1}]}, "root": "r", "credentials": "keyring://a/b"},
+        "t": {"root": "r", "credentials": "keyring://a/b"},
+        "u": {"options": {"x": 1}, "credentials": "keyring://a/b"},
+    }
+
+
+@pytest.mark.parametrize("place", [("root",), ("options", "key"), ("root", 0, "x")])
+def test_write_settings_takes_out_only_what_it_was_told(file, place):
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match="was changed meanwhile") as caught:
+        config.write_settings(file, "cohortes", {}, removes={place: "canary-9"})
+    assert "canary-9" not in str(caught.value)
+    assert file.read_bytes() == before
+
+
+def test_write_settings_says_what_to_take_out_when_it_cannot(tmp_path):
+    (tmp_path / "in-the-way").write_text("")
+    path = tmp_path / "in-the-way" / "sovstore.toml"
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        config.write_settings(path, "a", {"credentials": "keyring://a/b"}, removes={("options", "key"): "canary-9"})
+    assert caught.value.hint == (
+        'write into [stores.a] yourself: credentials = "keyring://a/b"; take out of [stores.a] yourself: options.key'
+    )
+
+
+def test_a_region_decides_the_endpoint_of_the_catalogue(file):
+    ovh = S3.replace('"s3"', '"ovhcloud"')
+    assert _loaded(file, ovh + 'region = "gra"\n').place.endpoint == "https://s3.gra.io.cloud.ovh.net"
+    _refused(file, ovh, "needs a region", "gra")
+    _refused(file, ovh + 'region = "grra"\n', "has no region 'grra'", "gra")

@@ -19,7 +19,20 @@ from sovstore.cli.run import Run, os_error
 from sovstore.errors import ConfigError, SovstoreError
 
 #: Modules that register commands, in the order of ``--help``.
-_MODULES = ("demo", "stores", "objects", "put", "get", "copying", "inspection", "keys")
+_MODULES = (
+    "demo",
+    "stores",
+    "login",
+    "objects",
+    "put",
+    "get",
+    "copying",
+    "inspection",
+    "providers",
+    "check",
+    "gc",
+    "keys",
+)
 _INTERRUPTED = "interrupted; nothing half-written was left, and what was finished before is complete"
 
 Config = Annotated[
