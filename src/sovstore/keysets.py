@@ -43,7 +43,7 @@ async def fetch(backend: Backend, config: StoreConfig) -> bytes:
     """
     try:
         # One byte more than is allowed: a longer file is refused by `parse` without reading all of it.
-        return await backend.read(LOCATION, 0, MAX_FILE + 1)
+        return bytes(await backend.read(LOCATION, 0, MAX_FILE + 1))
     except ObjectNotFoundError as exc:
         if config.store_id and newest_backup(config):
             what, hint = (

@@ -73,12 +73,12 @@ class _Cached:
     ----------
     start : int
         Number of the first chunk.
-    sealed : bytes
+    sealed : bytes | bytearray
         Chunks of 16400 bytes; the last one of the object is shorter.
     """
 
     start: int
-    sealed: bytes
+    sealed: bytes | bytearray
 
     def holds(self, span: range) -> bool:
         return self.start <= span.start and span.stop <= self.start + -(-len(self.sealed) // WIRE_CHUNK)
@@ -157,7 +157,7 @@ class ObjectReader:
         size = plain_size(stat.size, what=path)
         same_length(path, len(first), min(FIRST_WHOLE if whole else FIRST, stat.size))
         cached = [_Cached(0, first[OVERHEAD:])]
-        header = first[:HEADER]
+        header = bytes(first[:HEADER])
         last = size // CHUNK
         if len(first) < stat.size:
             start = max(0, last + 1 - _TAIL_CHUNKS)

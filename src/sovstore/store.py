@@ -46,6 +46,8 @@ _LARGE = 4 * 2**20
 _LARGE_AT_ONCE = 2
 #: Foreign paths that are remembered, to name them as such when they are opened.
 _MOST_FOREIGN = 1000
+#: Folders of one listing whose decoded names are remembered.
+_MOST_FOLDERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,7 @@ class Store:
         loop = asyncio.get_running_loop()
         state = self._loops.get(loop)
         if state is None:
-            c = self.config
-            state = self._loops[loop] = _PerLoop(open_backend(c.provider, c.root, c.options, c.protocol))
+            state = self._loops[loop] = _PerLoop(open_backend(self.config.place))
         return state
 
     @property
@@ -303,13 +304,15 @@ class Store:
 
     # Writing
 
-    async def writer(self, path: str, *, create: bool = False) -> ObjectWriter:
+    async def writer(self, path: str, *, create: bool = False, size: int | None = None) -> ObjectWriter:
         """Return a write to `path` under a fresh DEK; nothing is visible before its `commit`.
 
         Parameters
         ----------
         create : bool
             Fail when there is an object already.
+        size : int, optional
+            Plaintext bytes that will be written, where they are known.
 
         Raises
         ------
@@ -328,7 +331,8 @@ class Store:
             state.swept = True
             await self._sweep(state.backend)
         with named(path, name):
-            upload = await state.backend.upload(name, create=create)
+            wire_size = None if size is None else body.wire_size(size)
+            upload = await state.backend.upload(name, create=create, size=wire_size)
         return ObjectWriter(upload, path, name, header, dek)
 
     async def _sweep(self, backend: Backend) -> None:
@@ -363,7 +367,7 @@ class Store:
 
     async def put(self, path: str, value: bytes | bytearray | memoryview, *, create: bool = False) -> None:
         """Seal bytes as the object at `path`."""
-        writer = await self.writer(path, create=create)
+        writer = await self.writer(path, create=create, size=memoryview(value).nbytes)
         try:
             await writer.write(value)
             await writer.commit()
@@ -423,11 +427,15 @@ class _Decoder:
 
     def __init__(self, names: Names, folder: str, path: str) -> None:
         self._names = names
-        self._folders: dict[str, tuple[str, bool]] = {"": ("", False), folder: (path, False)}
+        self._known = {"": ("", False), folder: (path, False)}
+        self._folders = dict(self._known)
 
     def decode(self, name: str) -> tuple[str, bool]:
         """Return the path of a name, and whether it is foreign."""
         parent_name = name.rpartition("/")[0]
+        if len(self._folders) > _MOST_FOLDERS:
+            # A store may have any number of them.
+            self._folders = dict(self._known)
         unknown = []
         # No recursion: a host may list names of any depth.
         while (parent := self._folders.get(parent_name)) is None:
@@ -469,7 +477,7 @@ async def create(config: StoreConfig, access: Access, record: Callable[[dict[str
     ObjectExistsError
         When there is a keyset at the host already.
     """
-    backend = open_backend(config.provider, config.root, config.options, config.protocol)
+    backend = open_backend(config.place)
     try:
         await backend.stat(keysets.LOCATION)
     except ObjectNotFoundError:

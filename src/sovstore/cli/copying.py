@@ -77,7 +77,7 @@ async def _items(
 
 async def _copy_between(item: Item, to: SovFileSystem, callback: Callback) -> None:
     reader = await item.fs.store.reader(item.source)
-    writer = await to.store.writer(item.target)
+    writer = await to.store.writer(item.target, size=reader.plain_size)
     try:
         async for piece in reader.stream():
             await writer.write(piece)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,12 +11,16 @@ from sovstore.cli.app import app, command, usage
 from sovstore.cli.arguments import OptionalUrls, Recursive, Urls
 from sovstore.cli.output import count_text, size_text, time_text
 from sovstore.cli.run import Outcome, Run
-from sovstore.cli.targets import below, expand, in_store
+from sovstore.cli.targets import expand, in_store, refuse_folder
 from sovstore.cli.transfer import done
 from sovstore.errors import IsFolderError, SovstoreError
 
 if TYPE_CHECKING:
     from sovstore.filesystem import SovFileSystem
+    from sovstore.store import Entry
+
+#: Entries that `ls` sorts at once, and objects that `rm` deletes at once.
+_SORTED, _BATCH = 10_000, 1000
 
 
 @command(
@@ -46,24 +49,11 @@ def ls(
     if not urls:
         _list_stores(run)
         return
-    listings: list[_Listing] = []
+    shown = _Shown(run, long=long)
     for url in urls:
         target, store = in_store(url)
-        listings += run.wait(_listings(run.open(store), target.path, recursive=recursive))
-    # What was named itself comes first, as in ls.
-    listings.sort(key=lambda listing: listing.folder is not None)
-    if run.out.as_json:
-        run.out.result([_as_json(listing.store, info) for listing in listings for info in listing.found])
-        return
-    for number, listing in enumerate(listings):
-        if len(listings) > 1 and listing.folder is not None:
-            if number:
-                run.out.line()
-            run.out.line(f"sov://{listing.store}/{listing.folder}:")
-        _print(run, listing, long=long)
-    if long:
-        files = [info for listing in listings for info in listing.found if info["type"] == "file"]
-        run.out.note(f"{count_text(len(files))}, {size_text(sum(info['size'] or 0 for info in files))}")
+        run.wait(_ls(run.open(store), target.path, shown, several=len(urls) > 1, recursive=recursive))
+    shown.end()
 
 
 def _list_stores(run: Run) -> None:
@@ -77,52 +67,87 @@ def _list_stores(run: Run) -> None:
         run.out.note("no store is configured; 'sovstore init --help' says how to make one")
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """What is in one folder; `folder` is None for objects that were named themselves."""
-
-    store: str
-    folder: str | None
-    found: list[dict[str, Any]]
-
-
-async def _listings(fs: SovFileSystem, path: str, *, recursive: bool) -> list[_Listing]:
-    named, listings = [], []
-    for entry in await expand(fs, path):
-        if not entry.folder:
-            named.append(await fs._info(entry.path))
-            continue
-        if recursive:
-            found = list((await fs._find(entry.path, detail=True)).values())
-        else:
-            found = await fs._ls(entry.path, detail=True)
-        listings.append(_Listing(fs.store_name, entry.path, found))
-    return [*([_Listing(fs.store_name, None, named)] if named else []), *listings]
+async def _ls(fs: SovFileSystem, path: str, shown: _Shown, *, several: bool, recursive: bool) -> None:
+    found = await expand(fs, path)
+    # What was named itself comes first, as in ls.
+    shown.entries(fs.store_name, "", [entry for entry in found if not entry.folder])
+    folders = [entry.path for entry in found if entry.folder]
+    for folder in folders:
+        if several or len(found) > 1:
+            shown.title(f"sov://{fs.store_name}/{folder}:")
+        base = f"{folder}/" if folder else ""
+        first: list[Entry] = []
+        async for entry in fs.store.list(folder, recursive=recursive):
+            if recursive and entry.folder:
+                continue
+            first.append(entry)
+            # In order of their names as far as that takes little memory; a store may hold millions.
+            if len(first) == _SORTED:
+                shown.entries(fs.store_name, base, first)
+                first.clear()
+        shown.entries(fs.store_name, base, first)
 
 
-def _as_json(store: str, info: dict[str, Any]) -> dict[str, Any]:
+class _Shown:
+    """What `ls` prints, as it comes."""
+
+    def __init__(self, run: Run, *, long: bool) -> None:
+        self._out, self._long = run.out, long
+        self._objects = self._size = self._lines = self._width = 0
+
+    def title(self, text: str) -> None:
+        """Print whose entries follow."""
+        if not self._out.as_json:
+            if self._lines:
+                self._out.line()
+            self._out.line(text)
+            self._lines += 1
+
+    def entries(self, store: str, base: str, found: list[Entry]) -> None:
+        """Print entries, sorted; `base` is left out of their paths."""
+        # The last of one path counts: a foreign name may look like one of ours.
+        found = list({e.path: e for e in sorted(found, key=lambda e: (e.path, not e.foreign))}.values())
+        self._width = max([self._width, *(len(_size(entry)) for entry in found)])
+        for entry in found:
+            if self._out.as_json:
+                self._out.item(_as_json(store, entry))
+            else:
+                self._line(entry, base)
+            self._lines += 1
+            if not entry.folder:
+                self._objects, self._size = self._objects + 1, self._size + (entry.size or 0)
+
+    def _line(self, entry: Entry, base: str) -> None:
+        name = entry.path.removeprefix(base) + ("/" if entry.folder else "")
+        name += "  (foreign)" if entry.foreign else ""
+        if self._long:
+            name = f"{_size(entry):>{self._width}}  {time_text(entry.modified):<20}  {name}"
+        self._out.line(name)
+
+    def end(self) -> None:
+        """Print how much there was."""
+        if self._out.as_json:
+            self._out.end_items()
+        elif self._long:
+            self._out.note(f"{count_text(self._objects)}, {size_text(self._size)}")
+
+
+def _size(entry: Entry) -> str:
+    return "-" if entry.folder else "?" if entry.size is None else str(entry.size)
+
+
+def _as_json(store: str, entry: Entry) -> dict[str, Any]:
     return {
-        "path": info["name"],
-        "url": None if info["foreign"] else f"sov://{store}/{info['name']}",
-        "type": "folder" if info["type"] == "directory" else "object",
-        "foreign": info["foreign"],
-        "size": info["size"],
-        "modified": info["modified"],
-        "host_name": info["wire_name"],
-        "host_size": info["wire_size"],
-        "etag": info["etag"],
+        "path": entry.path,
+        "url": None if entry.foreign else f"sov://{store}/{entry.path}",
+        "type": "folder" if entry.folder else "object",
+        "foreign": entry.foreign,
+        "size": entry.size,
+        "modified": entry.modified,
+        "host_name": entry.name,
+        "host_size": entry.wire_size,
+        "etag": entry.etag,
     }
-
-
-def _print(run: Run, listing: _Listing, *, long: bool) -> None:
-    found = listing.found
-    sizes = ["-" if i["type"] == "directory" else "?" if i["size"] is None else str(i["size"]) for i in found]
-    width = max(map(len, sizes), default=0)
-    for info, size in zip(found, sizes, strict=True):
-        name = info["name"].removeprefix(f"{listing.folder}/" if listing.folder else "")
-        name += "/" if info["type"] == "directory" else ""
-        name += "  (foreign)" if info["foreign"] else ""
-        run.out.line(f"{size:>{width}}  {time_text(info['modified']):<20}  {name}" if long else name)
 
 
 @command(
@@ -188,9 +213,24 @@ def rm(
 
 async def _rm(fs: SovFileSystem, path: str, outcome: Outcome, *, recursive: bool) -> None:
     for entry in await expand(fs, path):
-        chosen = [entry] if entry.path else []
+        folders: list[Entry] = []
+        batch: list[Entry] = []
         if entry.folder:
-            chosen += await below(fs, entry, recursive=recursive)
-        await fs.store.delete(chosen)
-        outcome.objects += sum(not e.folder for e in chosen)
-        outcome.size += sum(e.size or 0 for e in chosen)
+            refuse_folder(fs, entry, recursive=recursive)
+            folders += [entry] if entry.path else []
+            # While the host lists: a store may hold millions of objects.
+            async for inner in fs.store.list(entry.path, recursive=True):
+                (folders if inner.folder else batch).append(inner)
+                if len(batch) == _BATCH:
+                    await _delete(fs, batch, outcome)
+                    batch.clear()
+        else:
+            batch.append(entry)
+        await _delete(fs, batch, outcome)
+        await fs.store.delete(folders)
+
+
+async def _delete(fs: SovFileSystem, objects: list[Entry], outcome: Outcome) -> None:
+    await fs.store.delete(objects)
+    outcome.objects += len(objects)
+    outcome.size += sum(entry.size or 0 for entry in objects)

@@ -119,6 +119,7 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self._live: Console | None = None
+        self._items = False
 
     # stdout
 
@@ -129,6 +130,16 @@ class Output:
     def result(self, value: object) -> None:
         """Print a result as JSON."""
         sys.stdout.write(json.dumps(value, indent=2, default=_plain) + "\n")
+
+    def item(self, value: object) -> None:
+        """Print one item of a list as JSON, before the next one is known."""
+        text = json.dumps(value, indent=2, default=_plain).replace("\n", "\n  ")
+        sys.stdout.write(f"{',' if self._items else '['}\n  {text}")
+        self._items = True
+
+    def end_items(self) -> None:
+        """Print the end of a list, which may be empty."""
+        sys.stdout.write("\n]\n" if self._items else "[]\n")
 
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:
         """Print names and values, aligned."""

@@ -142,6 +142,13 @@ async def expand(fs: SovFileSystem, path: str) -> list[Entry]:
     return found
 
 
+def refuse_folder(fs: SovFileSystem, folder: Entry, *, recursive: bool) -> None:
+    """Raise `IsFolderError` when nobody asked for folders."""
+    if not recursive:
+        path = folder.path or f"{_SCHEME}{fs.store_name}/"
+        raise IsFolderError(f"{path}: is a folder", path=folder.path, hint="-r takes all that is in it")
+
+
 async def below(fs: SovFileSystem, folder: Entry, *, recursive: bool) -> list[Entry]:
     """Return all that lies below a folder, sorted by path.
 
@@ -150,8 +157,6 @@ async def below(fs: SovFileSystem, folder: Entry, *, recursive: bool) -> list[En
     IsFolderError
         When nobody asked for folders.
     """
-    if not recursive:
-        path = folder.path or f"{_SCHEME}{fs.store_name}/"
-        raise IsFolderError(f"{path}: is a folder", path=folder.path, hint="-r takes all that is in it")
+    refuse_folder(fs, folder, recursive=recursive)
     found = [entry async for entry in fs.store.list(folder.path, recursive=True)]
     return sorted(found, key=lambda entry: entry.path)

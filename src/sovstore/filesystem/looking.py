@@ -51,9 +51,12 @@ class Looking(SovBase):
                 continue
             if withdirs:
                 _add_parents(found, base, inner, maxdepth)
-            near = maxdepth is None or inner.count("/") < maxdepth
             # A foreign name never takes the place of one of ours.
-            if near and (withdirs or not entry.folder) and not (entry.foreign and entry.path in found):
+            if (
+                _near(inner, maxdepth)
+                and (withdirs or not entry.folder)
+                and not (entry.foreign and entry.path in found)
+            ):
                 found[entry.path] = _info_of(entry)
         if withdirs and path and (found or await self._isdir(path)):
             found[path] = _folder(path)
@@ -68,9 +71,23 @@ class Looking(SovBase):
             yield item
 
     async def _du(self, path: str, total: bool = True, maxdepth: int | None = None, **kwargs: Any) -> Any:
-        found = await self._find(path, maxdepth=maxdepth, detail=True, **kwargs)
-        sizes = {name: info["size"] or 0 for name, info in found.items()}
-        return sum(sizes.values()) if total else sizes
+        if not total:
+            found = await self._find(path, maxdepth=maxdepth, detail=True, **kwargs)
+            return {name: info["size"] or 0 for name, info in found.items()}
+        path = self._strip_own(path)
+        size, empty = 0, True
+        async for entry in self._below(path, maxdepth):
+            size, empty = size + (entry.size or 0), False
+        return (await self._info(path))["size"] or 0 if empty and path and await self._isfile(path) else size
+
+    async def _below(self, path: str, maxdepth: int | None) -> AsyncIterator[Entry]:
+        """Yield what is below a folder, down to a depth, as the host lists it: in no order and in constant memory."""
+        if maxdepth is not None and maxdepth < 1:
+            raise ValueError("maxdepth must be at least 1")
+        base = f"{path}/" if path else ""
+        async for entry in self.store.list(path, recursive=maxdepth != 1):
+            if _near(entry.path[len(base) :], maxdepth):
+                yield entry
 
     async def _type(self, path: str) -> str | None:
         # Only "there is none" is an answer; fsspec's own versions take any failure for it.
@@ -128,6 +145,10 @@ def _info_of(entry: Entry) -> dict[str, Any]:
         "mtime": entry.modified.timestamp() if entry.modified else None,
         "foreign": entry.foreign,
     }
+
+
+def _near(inner: str, maxdepth: int | None) -> bool:
+    return maxdepth is None or inner.count("/") < maxdepth
 
 
 def _folder(path: str) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from sovstore.filesystem.base import Rooted, SovBase
 from sovstore.filesystem.writing import Writing
 from sovstore.store import Entry
 
+#: Objects that one step of a recursive `rm` deletes.
+_BATCH = 1000
+
 
 class Moving(Writing):
     """The calls that copy, rename and delete."""
@@ -130,7 +133,8 @@ class Moving(Writing):
         maxdepth: int | None = None,
         **kwargs: Any,
     ) -> None:
-        found: dict[str, dict[str, Any]] = {}
+        objects: dict[str, Entry] = {}
+        folders: dict[str, Entry] = {}
         for one in [path] if isinstance(path, str | os.PathLike) else path:
             plain = self._strip_own(one)
             # Names may hold any character: an object of just this name is what is meant, before any pattern.
@@ -140,24 +144,28 @@ class Moving(Writing):
                 matches = {plain: await self._info(plain)}
             for name, info in matches.items():
                 if info["type"] != "directory":
-                    found[name] = info
+                    objects[name] = _entry_of(info)
                 elif recursive:
-                    found.update(await self._find(name, maxdepth=maxdepth, withdirs=True, detail=True))
-                    found.setdefault(name, info)
+                    folders[name] = _entry_of(info)
                 else:
                     raise IsFolderError(
                         f"{name}: is a folder", path=name, hint="use recursive=True (-r) to delete all of it"
                     )
             if not matches:
                 raise ObjectNotFoundError(f"{plain}: no such object in store {self.store_name!r}", path=plain)
-        found.pop("", None)
-        entries = [await self._entry_of(name, info) for name, info in found.items()]
-        await self.store.delete(entries)
+        await self.store.delete(objects.values())
+        for folder in folders.values():
+            await self._rm_folder(folder, maxdepth)
 
-    async def _entry_of(self, name: str, info: dict[str, Any]) -> Entry:
-        wire = info.get("wire_name") or await self.store.name(name)
-        folder = info["type"] == "directory"
-        return Entry(name, wire, info["size"], 0, folder, False, None, None, None)
+    async def _rm_folder(self, own: Entry, maxdepth: int | None) -> None:
+        """Delete a folder while the host lists it; only folders that are real are remembered until the end."""
+        folders, batch = [own] if own.path else [], list[Entry]()
+        async for entry in self._below(own.path, maxdepth):
+            (folders if entry.folder else batch).append(entry)
+            if len(batch) == _BATCH:
+                await self.store.delete(batch)
+                batch.clear()
+        await self.store.delete([*batch, *folders])
 
     async def _mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         path = self._strip_own(path)
@@ -195,6 +203,11 @@ class Moving(Writing):
     def rmdir(self, path: str) -> None:
         """Delete an empty folder."""
         sync(self.loop, self._rmdir, path)
+
+
+def _entry_of(info: dict[str, Any]) -> Entry:
+    folder = info["type"] == "directory"
+    return Entry(info["name"], info["wire_name"], info["size"], 0, folder, False, None, None, None)
 
 
 class _Pairs(Rooted):

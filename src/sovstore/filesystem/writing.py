@@ -37,7 +37,8 @@ class Writing(Reading):
             size = status.st_size if S_ISREG(status.st_mode) else None
             callback.set_size(size)
             async with self.store.transfer(BLOCK if size is None else size):
-                await self._pour_in(file, size, await self.store.writer(rpath, create=mode == "create"), callback)
+                writer = await self.store.writer(rpath, create=mode == "create", size=size)
+                await self._pour_in(file, size, writer, callback)
 
     async def _pour_in(self, file: Any, size: int | None, writer: ObjectWriter, callback: Any) -> None:
         """Seal a local file as an object: one block is on its way while the next is read and sealed in a thread."""
