@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import fsspec
 import pytest
 
 from sovstore import store
-from sovstore.backends.base import Backend, Stat, Upload
+from sovstore.backends.base import STALE, Backend, Stat, Upload
 from sovstore.backends.registry import open_backend
 from sovstore.filesystem import SovFileSystem
 from sovstore.kms import keyfile
@@ -102,9 +103,11 @@ class Through(Backend):
         self.calls["read"] += 1
         return await self.inner.read(name, start, end, etag=etag)
 
-    async def upload(self, name: str, *, create: bool = False, if_match: str | None = None) -> Upload:
+    async def upload(
+        self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
+    ) -> Upload:
         self.calls["upload"] += 1
-        return await self.inner.upload(name, create=create, if_match=if_match)
+        return await self.inner.upload(name, create=create, if_match=if_match, size=size)
 
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
         self.calls["list"] += 1
@@ -125,9 +128,9 @@ class Through(Backend):
         self.calls["make_folder"] += 1
         await self.inner.make_folder(name)
 
-    async def sweep(self) -> int:
+    async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
         self.calls["sweep"] += 1
-        return await self.inner.sweep()
+        return await self.inner.sweep(older_than, dry_run=dry_run)
 
     async def close(self) -> None:
         await self.inner.close()

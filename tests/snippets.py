@@ -33,6 +33,7 @@ def run(page: Path, folder: Path) -> int:
 
             for name, table in tomllib.loads(text)["stores"].items():
                 config.write_settings(folder / "sovstore.toml", name, table)
+            config.load(folder / "sovstore.toml")
         elif language in ("sh", "python"):
             script = NOT_HERE.sub("", text)
             command = (

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sovstore import config, store
 from sovstore.filesystem import SovFileSystem
@@ -39,6 +40,21 @@ def make_store(
     described = config.load(file).store(name)
     asyncio.run(store.create(described, config.access(described), lambda made: config.write_settings(file, name, made)))
     return file
+
+
+def on_s3(server: Any, prefix: str = "root", **settings: Any) -> dict[str, Any]:
+    """Return the settings of a store in a new bucket of a server; the credentials are for the environment."""
+    bucket = server.create_bucket(f"b{uuid4().hex[:12]}")
+    environment = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+    place = {"provider": "s3", "root": f"{bucket}/{prefix}", "endpoint": server.endpoint_url}
+    return {**place, "environment": environment, **settings}
+
+
+def on_azure(server: Any, prefix: str = "root", **settings: Any) -> dict[str, Any]:
+    """Return the settings of a store in a new container of a server; the credentials are for the environment."""
+    container = server.create_container(f"c{uuid4().hex[:12]}")
+    environment = {"AZURE_STORAGE_CONNECTION_STRING": server.connection_string}
+    return {"provider": "azurite", "root": f"{container}/{prefix}", "environment": environment, **settings}
 
 
 def open_fs(file: Path, name: str = "cohortes", **options: Any) -> SovFileSystem:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from sovstore import config, errors
-from sovstore.backends.registry import PROVIDERS
+from sovstore.backends.providers import catalogue
 from tests import snippets
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/configuration.md", 3)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 12), ("docs/configuration.md", 4)])
 def test_snippets_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOVSTORE_PASSPHRASE", "of the documentation tests")
     if page != "README.md":
@@ -59,7 +59,7 @@ def test_every_error_class_is_documented() -> None:
 def test_every_setting_provider_and_extra_is_documented() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for name in (*config._SETTINGS, *PROVIDERS, *project["optional-dependencies"]):
+    for name in (*config.SETTINGS, *catalogue(), *project["optional-dependencies"]):
         assert f"`{name}`" in page, name
 
 

@@ -29,16 +29,28 @@ def test_import_takes_at_most_100_ms() -> None:
     assert statistics.median(float(_python(code)) for _ in range(5)) <= 0.1
 
 
-@pytest.mark.parametrize(("provider", "module"), [("s3", "s3fs"), ("azure", "adlfs")])
-def test_a_missing_extra_says_how_to_install_it(provider: str, module: str) -> None:
+@pytest.mark.parametrize(
+    ("provider", "transport", "module", "extra"),
+    [
+        ("s3", None, "s3fs", "s3"),
+        ("azure", None, "azure.storage.blob", "azure"),
+        ("s3", "obstore", "obstore", "fast"),
+        ("azure", "obstore", "obstore", "fast"),
+    ],
+)
+def test_a_missing_extra_says_how_to_install_it(
+    provider: str, transport: str | None, module: str, extra: str
+) -> None:
     code = f"""
 import sys
 sys.modules[{module!r}] = None
+from sovstore.backends.base import Place
+from sovstore.backends.providers import catalogue
 from sovstore.backends.registry import open_backend
 from sovstore.errors import MissingDependencyError
 try:
-    open_backend({provider!r}, "bucket/prefix", {{}}, None)
+    open_backend(Place(catalogue()[{provider!r}], "bucket/prefix", transport={transport!r}, region="r", account="a"))
 except MissingDependencyError as exc:
     print(exc)
 """
-    assert _python(code).strip().endswith(f"hint: pip install 'sovstore[{provider}]'")
+    assert _python(code).strip().endswith(f"hint: pip install 'sovstore[{extra}]'")

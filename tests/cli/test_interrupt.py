@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from sovstore.backends.base import Place
+from sovstore.backends.providers import catalogue
 from sovstore.backends.registry import open_backend
 
 
@@ -35,7 +37,7 @@ async def _cancel_often(backend):
 @pytest.mark.parametrize(("provider", "protocol"), [("local", None), ("fsspec", "file")])
 def test_on_this_machine(tmp_path, provider, protocol):
     async def work():
-        return await _cancel_often(open_backend(provider, str(tmp_path), {}, protocol))
+        return await _cancel_often(open_backend(Place(catalogue()[provider], str(tmp_path), protocol=protocol)))
 
     assert asyncio.run(work()) == (6, [])
 
@@ -47,6 +49,6 @@ def test_on_s3(s3_server, monkeypatch):
     root = f"{s3_server.create_bucket(f'b{uuid4().hex[:12]}')}/store"
 
     async def work():
-        return await _cancel_often(open_backend("s3", root, {"endpoint_url": options["endpoint_url"]}, None))
+        return await _cancel_often(open_backend(Place(catalogue()["s3"], root, endpoint=s3_server.endpoint_url)))
 
     assert asyncio.run(work()) == (6, [])

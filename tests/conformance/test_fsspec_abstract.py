@@ -9,7 +9,7 @@ from typing import Any
 import fsspec.tests.abstract as abstract
 import pytest
 
-from tests.stores import make_store, open_fs
+from tests.stores import make_store, on_azure, on_s3, open_fs
 
 #: Tests of the suite per filesystem in fsspec 2026.9: a smaller number would mean that some are not collected.
 EXPECTED = 137
@@ -23,16 +23,23 @@ SUITES = (
 
 
 class _Fixtures(abstract.AbstractFixtures):
-    provider = "memory"
+    @staticmethod
+    def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+        """Return the settings of the store, and with credentials the variables for the environment."""
+        raise NotImplementedError
 
     @pytest.fixture(scope="class")
     @classmethod
-    def fs(cls, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def fs(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
         folder = tmp_path_factory.mktemp("abstract")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(folder))
-            # Opened here, with its keys: the memory filesystem is emptied between tests, the keyset with it.
-            fs = open_fs(make_store(folder, provider=cls.provider))
+            settings = cls.place(request)
+            for name, value in settings.pop("environment", {}).items():
+                patch.setenv(name, value)
+            # Opened here, with its keys: the memory filesystem is emptied between tests, the keyset with it; and a
+            # client keeps the credentials that it found when it connected.
+            fs = open_fs(make_store(folder, **settings))
             fs.ls("")
         return fs
 
@@ -46,14 +53,39 @@ class _Fixtures(abstract.AbstractFixtures):
 
 
 class MemoryFixtures(_Fixtures):
-    provider = "memory"
+    @staticmethod
+    def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+        return {"provider": "memory"}
 
 
 class LocalFixtures(_Fixtures):
-    provider = "local"
+    @staticmethod
+    def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+        return {"provider": "local"}
 
 
-for _fixtures in (MemoryFixtures, LocalFixtures):
+class CephFixtures(_Fixtures):
+    @pytest.fixture
+    def supports_empty_directories(self) -> bool:
+        return False
+
+    @staticmethod
+    def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+        return on_s3(request.getfixturevalue("s3_server"))
+
+
+class AzuriteFixtures(_Fixtures):
+    @pytest.fixture
+    def supports_empty_directories(self) -> bool:
+        return False
+
+    @staticmethod
+    def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+        return on_azure(request.getfixturevalue("azurite_server"))
+
+
+KINDS = (MemoryFixtures, LocalFixtures, CephFixtures, AzuriteFixtures)
+for _fixtures in KINDS:
     for _suite in SUITES:
         _name = f"Test{_fixtures.__name__.removesuffix('Fixtures')}{_suite.__name__.removeprefix('Abstract')}"
         globals()[_name] = type(_name, (_suite, _fixtures), {"__module__": __name__})
@@ -63,7 +95,7 @@ def test_the_whole_suite_was_collected(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("keyword") or request.config.getoption("markexpr") or "::" in str(request.config.args):
         pytest.skip("a selection of the tests was asked for")
     here = Path(__file__).name
-    for kind in ("Memory", "Local"):
+    for kind in (kind.__name__.removesuffix("Fixtures") for kind in KINDS):
         found = [i for i in request.session.items if here in i.nodeid and f"::Test{kind}" in i.nodeid]
         assert len(found) == EXPECTED, kind
     assert os.path.basename(__file__) == here

@@ -176,7 +176,7 @@ def test_a_keyset_that_is_gone_comes_back_from_the_backup(tmp_path):
 
 
 def _backend(described):
-    return store_module.open_backend(described.provider, described.root, described.options, described.protocol)
+    return store_module.open_backend(described.place)
 
 
 def _access(described):

@@ -202,7 +202,7 @@ store = config.load(sys.argv[1]).store("cohortes")
 access = config.access(store)
 
 async def main():
-    backend = open_backend(store.provider, store.root, store.options, store.protocol)
+    backend = open_backend(store.place)
     kek = registry.open_key(store.kek, access)
     keyset = keysets.unlock(await keysets.fetch(backend, store), store, access)
     say("open", keyset.version)
