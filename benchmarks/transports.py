@@ -68,7 +68,7 @@ async def get_small(backend: Backend, count: int) -> None:
 
     async def one(number: int) -> None:
         data = await backend.read(f"small/{number:05d}", 0, SMALL)
-        if data != _DATA[:SMALL]:
+        if bytes(data) != bytes(_DATA[:SMALL]):
             raise AssertionError
 
     await _many(count, AT_ONCE, one)
