@@ -38,9 +38,7 @@ def test_import_takes_at_most_100_ms() -> None:
         ("azure", "obstore", "obstore", "fast"),
     ],
 )
-def test_a_missing_extra_says_how_to_install_it(
-    provider: str, transport: str | None, module: str, extra: str
-) -> None:
+def test_a_missing_extra_says_how_to_install_it(provider: str, transport: str | None, module: str, extra: str) -> None:
     code = f"""
 import sys
 sys.modules[{module!r}] = None

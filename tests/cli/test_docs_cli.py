@@ -57,6 +57,11 @@ def test_the_examples_of_the_page(tmp_path):
         assert code == "0" or "--json sov://cohort/" in command, f"$ {command}\n{text}"
 
 
-@pytest.mark.parametrize("name", ["init", "ls", "cat", "rm", "put", "get", "cp", "mv", "info", "verify", "demo"])
+_HOSTS = ("providers", "login", "logout", "check", "gc")
+
+
+@pytest.mark.parametrize(
+    "name", ["init", "ls", "cat", "rm", "put", "get", "cp", "mv", "info", "verify", "demo", *_HOSTS]
+)
 def test_every_command_is_on_the_page(name):
     assert f"sovstore {name}" in _PAGE.read_text()

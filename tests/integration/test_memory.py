@@ -36,6 +36,12 @@ def test_one_gib_on_s3(s3_server: Any, tmp_path: Path, job: str, monkeypatch: py
     _measure_remote(tmp_path, on_s3(s3_server), job, monkeypatch)
 
 
+def test_one_gib_on_s3_over_tls(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Encrypted once more on its way, and buffered for that.
+    tls = s3_server.over_tls
+    _measure_remote(tmp_path, on_s3(tls, ca_file=str(tls.ca_file)), "files", monkeypatch)
+
+
 @pytest.mark.parametrize("job", ["files", "large pieces"])
 def test_one_gib_on_azure(azurite_server: Any, tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _measure_remote(tmp_path, on_azure(azurite_server), job, monkeypatch)

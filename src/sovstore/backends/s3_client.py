@@ -85,6 +85,7 @@ class S3Client:
         """
         async with self.mapped(what, weight=weight):
             client = await self._fs.set_session()
+            client.meta.events.register_first("needs-retry.s3", _give_up, unique_id="sovstore")
             return await getattr(client, operation)(Bucket=self.bucket, **arguments)
 
     @asynccontextmanager
@@ -177,6 +178,12 @@ def _session(uri: str) -> aiobotocore.session.AioSession:
     names = ("access_key_id", "secret_access_key", "session_token")
     session.set_credentials(*(found[name].reveal().decode() if name in found else None for name in names))
     return session
+
+
+def _give_up(caught_exception: Exception | None = None, **_: object) -> None:
+    # Botocore would ask again, and again, whether the certificate is not a good one after all.
+    if isinstance(caught_exception, SSLError):
+        raise caught_exception
 
 
 def _failure(what: str, exc: Exception) -> SovstoreError:
