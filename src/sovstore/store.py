@@ -46,6 +46,8 @@ _LARGE = 4 * 2**20
 _LARGE_AT_ONCE = 2
 #: Foreign paths that are remembered, to name them as such when they are opened.
 _MOST_FOREIGN = 1000
+#: Seconds that removing what killed writers left may hold up the first write.
+_SWEEP_S = 20
 #: Folders of one listing whose decoded names are remembered.
 _MOST_FOLDERS = 10_000
 
@@ -337,8 +339,13 @@ class Store:
 
     async def _sweep(self, backend: Backend) -> None:
         try:
-            if swept := await backend.sweep():
+            # A host with a long list of them must not hold up a write.
+            async with asyncio.timeout(_SWEEP_S):
+                swept = await backend.sweep()
+            if swept:
                 _log.info("%s: %d unfinished writes of killed processes were removed", self.config.name, swept)
+        except TimeoutError:
+            _log.warning("%s: removing unfinished writes takes long; 'sovstore gc' does it", self.config.name)
         except SovstoreError as exc:
             # A client may have the right to write and not to list or delete.
             _log.warning("%s: unfinished writes cannot be removed: %s", self.config.name, exc.message)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import json
 import logging
 import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -119,6 +121,52 @@ def test_parts_are_sent_side_by_side(s3_faults: Any) -> None:
     assert took < 30
 
 
+def test_the_first_part_too_waits_in_a_file(s3_server: Any) -> None:
+    facts = parse("huge", {"like": "s3", "parts_max": 2}, "test", catalogue())
+
+    async def use(backend: Any) -> None:
+        upload = await backend.upload("a", size=100 * MIB)
+        await upload.write(pattern(40 * MIB))
+        assert not isinstance(upload._body, bytearray)
+        await upload.write(pattern(60 * MIB))
+        await upload.commit()
+        assert await everything(backend, "a") == pattern(40 * MIB) + pattern(60 * MIB)
+
+    run(place_at(s3_server, facts), use)
+
+
+@pytest.mark.parametrize("trouble", ["refused", "cancelled", "no id"])
+def test_an_upload_that_cannot_begin_harms_nothing(s3_faults: Any, trouble: str, monkeypatch: Any) -> None:
+    """A host may take the abort of an upload without an id for the deletion of the object that is there."""
+    through = s3_faults()
+
+    async def use(backend: Any) -> None:
+        await put(backend, "a", b"old")
+        real = backend.client.call
+
+        async def call(what: str, operation: str, **arguments: Any) -> Any:
+            if operation == "create_multipart_upload":
+                if trouble == "cancelled":
+                    await asyncio.sleep(60)
+                return ""
+            return await real(what, operation, **arguments)
+
+        if trouble == "refused":
+            through.proxy.faults = Faults(busy=True, methods=("POST",), target=r"\?uploads")
+        else:
+            monkeypatch.setattr(backend.client, "call", call)
+        writing = asyncio.ensure_future(put(backend, "a", bytes(20 * MIB)))
+        if trouble == "cancelled":
+            await asyncio.sleep(0.5)
+            writing.cancel()
+        with pytest.raises((StoreUnavailableError, asyncio.CancelledError)):
+            await writing
+        assert await everything(backend, "a") == b"old"
+        assert through.proxy.count("DELETE") == 0
+
+    run(place_at(through.server, options={"timeout": 10}), use)
+
+
 # Header replacement
 
 
@@ -158,6 +206,22 @@ def test_a_host_that_copies_no_parts(s3_server: Any, monkeypatch: pytest.MonkeyP
         assert await backend.sweep(older_than=timedelta(0)) == 0
 
     run(place_at(s3_server), use)
+
+
+def test_where_parts_must_be_equal_copies_are_written_anew(s3_faults: Any) -> None:
+    through = s3_faults()
+    facts = parse("equal", {"like": "s3", "equal_parts": True}, "test", catalogue())
+    data, head = pattern(20 * MIB), b"H" * 128
+
+    async def use(backend: Backend) -> None:
+        await put(backend, "a", data)
+        through.proxy.forget()
+        await backend.copy("a", "b", head=head)
+        # 8, 8 and 4 MiB, none of them copied by the host.
+        assert through.proxy.count("PUT", "partNumber=") == through.proxy.count("GET", "/a") == 3
+        assert await everything(backend, "b") == head + data[128:]
+
+    run(place_at(through.server, facts), use)
 
 
 def test_a_source_that_changes_after_the_copies_is_noticed(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +361,75 @@ def test_a_host_without_batches(s3_server: Any) -> None:
         assert [entry async for entry in backend.list("")] == []
 
     run(place_at(s3_server, facts), use)
+
+
+def test_the_host_does_not_choose_what_is_deleted(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(backend: Any) -> None:
+        for name in ("a", "b", "keep"):
+            await put(backend, name, b"x")
+        real = backend.client.call
+
+        async def call(what: str, operation: str, **arguments: Any) -> Any:
+            if operation == "delete_objects":
+                errors = [{"Key": "root/keep", "Code": "InternalError"}, {"Key": "root/b", "Code": "InternalError"}]
+                return arguments["pick"]({"Errors": errors})
+            return await real(what, operation, **arguments)
+
+        monkeypatch.setattr(backend.client, "call", call)
+        await backend.delete(["a", "b"])
+        assert sorted([entry.name async for entry in backend.list("")]) == ["a", "keep"]
+
+    run(place_at(s3_server), use)
+
+
+_LISTING = """<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><Name>b</Name><IsTruncated>{more}</IsTruncated>
+<NextContinuationToken>{token}</NextContinuationToken>{entries}</ListBucketResult>"""
+_ENTRY = "<Contents><Key>root/a</Key><LastModified>{time}</LastModified><ETag>x</ETag>{size}</Contents>"
+_LIES = {
+    "no size": _LISTING.format(more="false", token="", entries=_ENTRY.format(time="2026-01-01T00:00:00Z", size="")),
+    "no time": _LISTING.format(more="false", token="", entries=_ENTRY.format(time="9" * 30, size="<Size>1</Size>")),
+    "no token": "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+    "no XML": "<",
+    "no end": None,
+    "too much": "<ListBucketResult>" + " " * 40 * MIB + "</ListBucketResult>",
+}
+
+
+@pytest.mark.parametrize("lie", _LIES)
+def test_listings_that_lie(lie: str) -> None:
+    """Also endless ones: those whose pages are empty, and those of any size."""
+    asked: list[str] = []
+
+    class Liar(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = (_LIES[lie] or _LISTING.format(more="true", token=f"t{len(asked) % 2}", entries="")).encode()
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for start in range(0, len(body), MIB):
+                    piece = body[start : start + MIB]
+                    self.wfile.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
+                self.wfile.write(b"0\r\n\r\n")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    async def use(backend: Backend) -> None:
+        with pytest.raises(StoreUnavailableError):
+            async for _ in backend.list(""):
+                pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        keys = {"key": "id", "secret": "secret", "timeout": 10, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
+        place = Place(CEPH, "bucket/root", endpoint=f"http://127.0.0.1:{server.server_port}", options=keys)
+        run(place, use)
+        server.shutdown()
+    assert len(asked) <= 102
 
 
 def test_a_listing_asks_once_per_page(s3_faults: Any) -> None:

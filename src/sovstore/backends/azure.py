@@ -193,12 +193,16 @@ class AzureBackend(LoopBackend):
             "raise_on_any_failure": False,
             "raw_request_hook": _plain_boundary,
             "retry_status": 1,
+            "retry_read": 0,
         }
         try:
             async with self._client.mapped(self._client.container):
                 container = await self._client.open()
                 replies = await container.delete_blobs(*(self._client.path(name) for name in batch), **options)
                 gone = [_is_gone(reply) async for reply in replies]
+        except StoreUnavailableError:
+            # It may have been too many for a slow host.
+            return False
         except StoreError as exc:
             if http_status(exc) is None:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
@@ -195,6 +195,11 @@ class PartUpload(Upload):
 
     def _append(self, data: memoryview) -> None:
         end = self._filled + len(data)
+        if isinstance(self._body, bytearray) and end > _IN_MEMORY:
+            # A small object stays in memory, however large its only part might have become.
+            file = tempfile.TemporaryFile()  # noqa: SIM115  # closed when it is sent
+            file.write(memoryview(self._body)[: self._filled])
+            self._body = file
         if not isinstance(self._body, bytearray):
             self._body.write(data)
         elif end > len(self._body):
@@ -210,21 +215,16 @@ class PartUpload(Upload):
         number = len(self._tasks)
         following = self._sizes.size(number + 1, name=self.name)
         if not self._begun:
-            self._begun = True
             await self._begin()
+            # Not before: there would be nothing that `_discard` could tell the host to forget.
+            self._begun = True
         await self._launch_part(number)
         self._limit, self._filled = following, 0
-        self._body = self._room(following)
-
-    def _room(self, size: int) -> Body:
-        if size > _IN_MEMORY:
-            return tempfile.TemporaryFile()  # closed when it is sent
-        return self._free.pop() if self._free else bytearray()
+        self._body = self._free.pop() if self._free else bytearray()
 
     async def _launch_part(self, number: int) -> None:
         body = self._body
-        task = await self._launch(self._send(number, _whole(body, self._filled), self._filled))
-        task.add_done_callback(lambda _: self._recycle(body))
+        await self._launch(self._send(number, _whole(body, self._filled), self._filled), lambda: self._recycle(body))
 
     def _recycle(self, body: Body) -> None:
         if not isinstance(body, bytearray):
@@ -232,8 +232,8 @@ class PartUpload(Upload):
         elif len(body) == self._limit:
             self._free.append(body)
 
-    async def _launch(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Start sending when there is a slot; raise what an earlier part failed with."""
+    async def _launch(self, work: Coroutine[Any, Any, Any], after: Callable[[], None] = lambda: None) -> None:
+        """Start sending when there is a slot, and call `after` at its end; raise what an earlier part failed with."""
         try:
             await self._slots.acquire()
         except BaseException:
@@ -242,11 +242,11 @@ class PartUpload(Upload):
         task = asyncio.ensure_future(work)
         # Not `finally` inside the task: one that is cancelled before it starts would keep its slot.
         task.add_done_callback(lambda _: self._slots.release())
+        task.add_done_callback(lambda _: after())
         self._tasks.append(task)
         for earlier in self._tasks:
             if earlier.done() and not earlier.cancelled() and (failure := earlier.exception()):
                 raise failure
-        return task
 
     async def commit(self) -> None:
         """Send the rest and make the object visible."""
@@ -273,8 +273,8 @@ class PartUpload(Upload):
             self._body.close()
         self._free.clear()
         if self._begun and not self._done:
-            self._done = True
             await self._discard()
+            self._done = True
 
 
 def _whole(body: Body, size: int) -> Body:

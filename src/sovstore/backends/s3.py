@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,8 @@ from sovstore.errors import (
 #: Bytes that the host copies by one `UploadPartCopy`, unless the object would need too many.
 _COPIED_PART = 64 * 2**20
 _DELETES = 16
+#: Pages without an entry, one after the other, after which a listing is taken for one without an end.
+_EMPTY_PAGES = 100
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -97,8 +100,8 @@ class S3Backend(LoopBackend):
 
     async def head(self, name: str) -> Stat:
         """Return what the host says of an object."""
-        reply = await self.call(name, "head_object")
-        return _stat(name, reply["ContentLength"], reply.get("ETag"), reply.get("LastModified"))
+        found: Stat = await self.call(name, "head_object", pick=lambda r: _stat(name, r["ContentLength"], r))
+        return found
 
     async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes | bytearray:
         """Return bytes [start, end) of an object, by one ranged request."""
@@ -147,22 +150,30 @@ class S3Backend(LoopBackend):
         arguments: dict[str, Any] = {"MaxKeys": self._place.provider.get("listing_page")}
         if not recursive:
             arguments["Delimiter"] = "/"
-        while True:
-            page = await self.on_loop(self._page(folder, prefix, **arguments))
-            for found in page.get("CommonPrefixes", ()):
-                if name := self._below(found["Prefix"], prefix).rstrip("/"):
-                    yield Stat(name, 0, folder=True)
-            for found in page.get("Contents", ()):
-                name = self._below(found["Key"], prefix)
-                # A name that ends in a slash is how some tools mark a folder.
-                if name and not (name.endswith("/") and not found["Size"]):
-                    yield _stat(name, found["Size"], found.get("ETag"), found.get("LastModified"))
-            if not page.get("IsTruncated"):
+        empty = 0
+        while empty < _EMPTY_PAGES:
+            pick = partial(self._listed, prefix)
+            found, following = await self.on_loop(self._page(folder, prefix, pick=pick, **arguments))
+            for entry in found:
+                yield entry
+            if following is None:
                 return
-            following = page.get("NextContinuationToken")
-            if not following or following == arguments.get("ContinuationToken"):
-                raise StoreUnavailableError(f"{folder}: the host's listing does not end", path=folder)
+            if following == arguments.get("ContinuationToken"):
+                break
             arguments["ContinuationToken"] = following
+            empty = 0 if found else empty + 1
+        raise StoreUnavailableError(f"{folder}: the host's listing does not end", path=folder)
+
+    def _listed(self, prefix: str, page: Any) -> tuple[Sequence[Stat], str | None]:
+        """Return the entries of a page, and where the next one begins."""
+        folders = (self._below(found["Prefix"], prefix).rstrip("/") for found in page.get("CommonPrefixes", ()))
+        entries = [Stat(name, 0, folder=True) for name in folders if name]
+        for found in page.get("Contents", ()):
+            name = self._below(found["Key"], prefix)
+            # A name that ends in a slash is how some tools mark a folder.
+            if name and not (name.endswith("/") and not found["Size"]):
+                entries.append(_stat(name, found["Size"], found))
+        return entries, str(page["NextContinuationToken"]) if page.get("IsTruncated") else None
 
     def _below(self, key: str, prefix: str) -> str:
         """Return the name of a listed key, '' when the host listed what was not asked for."""
@@ -214,10 +225,14 @@ class S3Backend(LoopBackend):
 
     async def _delete_batch(self, names: Sequence[str]) -> Sequence[str]:
         """Delete by one request; return the names to try once more, alone."""
+
+        def failed(reply: Any) -> set[str]:
+            return {error["Key"] for error in reply.get("Errors", ()) if error.get("Code") != "NoSuchKey"}
+
         keys = [{"Key": self.prefix + name} for name in names]
-        reply = await self.client.call(names[0], "delete_objects", Delete={"Objects": keys, "Quiet": True})
-        failed = [error for error in reply.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
-        return [str(error["Key"]).removeprefix(self.prefix) for error in failed]
+        reply = await self.client.call(names[0], "delete_objects", Delete={"Objects": keys, "Quiet": True}, pick=failed)
+        # Only what was to be deleted: the host may name anything.
+        return [name for name in names if self.prefix + name in reply]
 
     async def copy(
         self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
@@ -234,7 +249,8 @@ class S3Backend(LoopBackend):
         upload = S3Upload(self, target, self.sizes.of(found.size, name=target), create=create, if_match=if_match)
         try:
             # By one request, if it is that small: more hosts keep a condition on it.
-            if found.size <= self.sizes.part or not await self._copy_parts(upload, source, head, found):
+            small = found.size <= self.sizes.part or self.sizes.equal
+            if small or not await self._copy_parts(upload, source, head, found):
                 await self._copy_through(upload, source, head, found)
         except BaseException:
             await upload.abort()
@@ -255,7 +271,7 @@ class S3Backend(LoopBackend):
 
     async def _copy_parts(self, upload: S3Upload, source: str, head: bytes, found: Stat) -> bool:
         """Let the host copy all but the first part; return False when it does not do that."""
-        first = self._place.provider.get("part_min")
+        first = max(self._place.provider.get("part_min"), len(head))
         size = max(_COPIED_PART, -(-found.size // (self.sizes.parts_max - 1)))
         borders = [*range(first, found.size, min(size, self.sizes.part_max)), found.size]
         await upload.begin()
@@ -284,21 +300,36 @@ class S3Backend(LoopBackend):
         return await self.on_loop(self._sweep(datetime.now(UTC) - older_than, dry_run=dry_run))
 
     async def _sweep(self, limit: datetime, *, dry_run: bool) -> int:
-        swept, arguments = 0, dict[str, Any]()
-        while True:
-            page = await self.client.call("", "list_multipart_uploads", Prefix=self.prefix, **arguments)
-            for found in page.get("Uploads", ()):
-                if found["Key"].startswith(self.prefix) and found["Initiated"] <= limit:
-                    if not dry_run:
-                        await self.discard(found["Key"].removeprefix(self.prefix), found["UploadId"])
-                    swept += 1
-            marker = (page.get("NextKeyMarker"), page.get("NextUploadIdMarker"))
-            if not page.get("IsTruncated") or marker == tuple(arguments.values()):
+        swept, empty, arguments = 0, 0, dict[str, Any]()
+        while empty < _EMPTY_PAGES:
+            pick = partial(self._abandoned, limit)
+            found, following = await self.client.call(
+                "", "list_multipart_uploads", Prefix=self.prefix, pick=pick, **arguments
+            )
+            for name, upload_id in found if not dry_run else ():
+                await self.discard(name, upload_id)
+            swept += len(found)
+            if following is None or following == arguments:
                 return swept
-            arguments = {"KeyMarker": marker[0], "UploadIdMarker": marker[1]}
+            arguments, empty = following, 0 if found else empty + 1
+        raise StoreUnavailableError("the host's list of unfinished uploads does not end")
+
+    def _abandoned(self, limit: datetime, page: Any) -> tuple[Sequence[tuple[str, str]], dict[str, str] | None]:
+        """Return name and id of the uploads of a page that are old enough, and where the next page begins."""
+        found = [
+            (upload["Key"].removeprefix(self.prefix), upload["UploadId"])
+            for upload in page.get("Uploads", ())
+            if upload["Key"].startswith(self.prefix) and upload["Initiated"] <= limit
+        ]
+        if not page.get("IsTruncated"):
+            return found, None
+        return found, {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     async def discard(self, name: str, upload_id: str) -> None:
         """Abort an upload in parts; one that the host does not know any more is no error."""
+        if not upload_id:
+            # Some hosts take an empty id for none, and the request for one that deletes the object.
+            raise StoreError(f"{name}: an upload has no id", path=name)
         try:
             await self.call(name, "abort_multipart_upload", UploadId=upload_id)
         except ObjectNotFoundError:
@@ -338,8 +369,8 @@ async def _received(stream: Any, size: int) -> bytearray:  # aiohttp's stream
     return data
 
 
-def _stat(name: str, size: int, etag: str | None, modified: datetime | None) -> Stat:
-    return Stat(name, int(size), etag=_bare(etag), modified=modified)
+def _stat(name: str, size: int, found: Any) -> Stat:  # a reply, or an entry of a listing
+    return Stat(name, int(size), etag=_bare(found.get("ETag")), modified=found.get("LastModified"))
 
 
 def _bare(etag: str | None) -> str | None:

@@ -6,12 +6,14 @@ import asyncio
 import difflib
 import inspect
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import aiobotocore.session
+import aiohttp
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
 from aiohttp import ClientError as HTTPError
 from botocore.exceptions import (
     BotoCoreError,
@@ -32,15 +34,41 @@ from sovstore.errors import (
     StoreUnavailableError,
 )
 
+T = TypeVar("T")
 #: Seconds for one request with all its retries, per part's worth of bytes.
 TIMEOUT_S = 120.0
 _CONNECT_S, _READ_S, _ATTEMPTS, _CONNECTIONS = 5, 30, 6, 32
 #: Options that are ours and not s3fs's.
 _OWN = ("part_size", "timeout")
+#: What replies that nobody expected end in, in the SDK or where they are read.
+_SLIPS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+#: Most bytes of a reply that is no object: a listing of 1,000 names of 1,024 bytes, and to spare.
+_REPLY_MAX = 16 * 2**20
 _CREDENTIAL_CODES = frozenset(
     {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 )
 _CREDENTIALS_HINT = "check the credentials and their rights on the bucket: 'sovstore login STORE' stores new ones"
+
+
+class _Reply(aiohttp.ClientResponse):
+    """A reply that is read whole only up to a limit: a listing or an error could be of any size."""
+
+    async def read(self) -> bytes:
+        body, size = [], 0
+        async for piece in self.content.iter_any():
+            body.append(piece)
+            size += len(piece)
+            if size > _REPLY_MAX:
+                self.close()
+                raise aiohttp.ClientPayloadError("a reply that does not end")
+        return b"".join(body)
+
+
+class _Session(AIOHTTPSession):  # type: ignore[misc]  # has no types
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._response_class = _Reply
+        return session
 
 
 class S3Client:
@@ -68,8 +96,10 @@ class S3Client:
             **{**options, **_connection(place, options)}, asynchronous=False, loop=loop, use_listings_cache=False
         )
 
-    async def call(self, what: str, operation: str, *, weight: int = 1, **arguments: Any) -> Any:
-        """Call an operation of the SDK and return its reply.
+    async def call(
+        self, what: str, operation: str, *, weight: int = 1, pick: Callable[[Any], T] | None = None, **arguments: Any
+    ) -> Any:
+        """Call an operation of the SDK and return its reply, or what `pick` takes from it.
 
         Parameters
         ----------
@@ -77,6 +107,8 @@ class S3Client:
             The name that an error is about.
         weight : int
             How many times the usual time it may take.
+        pick : callable, optional
+            Reads the reply; one that it cannot read is an error of the host.
 
         Raises
         ------
@@ -86,7 +118,8 @@ class S3Client:
         async with self.mapped(what, weight=weight):
             client = await self._fs.set_session()
             client.meta.events.register_first("needs-retry.s3", _give_up, unique_id="sovstore")
-            return await getattr(client, operation)(Bucket=self.bucket, **arguments)
+            reply = await getattr(client, operation)(Bucket=self.bucket, **arguments)
+            return reply if pick is None else pick(reply)
 
     @asynccontextmanager
     async def mapped(self, what: str, *, weight: int = 1) -> AsyncIterator[None]:
@@ -101,7 +134,7 @@ class S3Client:
             raise StoreUnavailableError(f"{what}: the host did not answer in time", path=what, hint=hint) from exc
         except ClientError as exc:
             raise self._refusal(what, exc) from exc
-        except (BotoCoreError, HTTPError, OSError, ValueError) as exc:
+        except (BotoCoreError, HTTPError, OSError, *_SLIPS) as exc:
             raise _failure(what, exc) from exc
 
     def _refusal(self, what: str, exc: ClientError) -> SovstoreError:
@@ -148,6 +181,7 @@ def _connection(place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
         # Botocore's own: exponential, with jitter, and a budget that stops a client from hammering a host in trouble.
         "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
         "max_pool_connections": _CONNECTIONS,
+        "http_session_cls": _Session,
         **given,
         # Signing would hash every byte once more, over TLS too where no checksum is sent; ours authenticate themselves.
         "s3": {

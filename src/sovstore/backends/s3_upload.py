@@ -53,18 +53,21 @@ class S3Upload(PartUpload):
         await self._publish("put", put, lambda: _md5(body))
 
     async def _begin(self) -> None:
-        self._upload_id = (await self._host.call(self.name, "create_multipart_upload"))["UploadId"]
+        found = await self._host.call(self.name, "create_multipart_upload", pick=lambda reply: reply["UploadId"])
+        if not found:
+            raise StoreUnavailableError(f"{self.name}: the host gave an upload no id", path=self.name)
+        self._upload_id = found
 
     async def _send(self, number: int, body: Body, size: int) -> Any:
-        reply = await self._host.call(
+        return await self._host.call(
             self.name,
             "upload_part",
+            pick=lambda reply: reply["ETag"],
             UploadId=self._upload_id,
             PartNumber=number + 1,
             Body=Pieces(body, size),
             weight=size // PART,
         )
-        return reply["ETag"]
 
     async def _finish(self, receipts: Sequence[Any]) -> None:
         parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(receipts, 1)]
@@ -104,9 +107,10 @@ class S3Upload(PartUpload):
         await self._launch(self._copy(len(self._tasks), key, start, end, condition))
 
     async def _copy(self, number: int, key: str, start: int, end: int, condition: dict[str, str]) -> Any:
-        reply = await self._host.call(
+        return await self._host.call(
             self.name,
             "upload_part_copy",
+            pick=lambda reply: reply["CopyPartResult"]["ETag"],
             UploadId=self._upload_id,
             PartNumber=number + 1,
             CopySource={"Bucket": self._host.client.bucket, "Key": key},
@@ -114,7 +118,6 @@ class S3Upload(PartUpload):
             weight=(end - start) // PART,
             **condition,
         )
-        return reply["CopyPartResult"]["ETag"]
 
     async def sent(self) -> Sequence[Any]:
         """Wait for all parts and return their receipts."""
