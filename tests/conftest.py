@@ -44,7 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 # First, so that `-m "not server"` sees the marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a server."""
+    """Mark the tests that use a server; put the longest first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
     for item in items:
         for fixture in _SERVER_FIXTURES.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server(_SERVER_FIXTURES[fixture]))

@@ -17,6 +17,8 @@ from sovstore.errors import ConfigError
 
 #: Where a value lies below the table of a store: keys of tables, numbers of list items.
 Place = tuple[str | int, ...]
+#: Of a new file; one that exists keeps its own.
+_NEW_MODE = 0o600
 
 
 def write_settings(
@@ -42,12 +44,14 @@ def write_settings(
         When the file cannot be read or written, or a setting is not what `replaces` or `removes` says.
     """
     expected = {(key,): value for key, value in (replaces or {}).items()} | dict(removes or {})
+    # A link, to a file kept among dotfiles, is not replaced itself: what is taken out would stay in its target.
+    file = Path(os.path.realpath(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
-            document = _parsed(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file.parent) as folder:
+            document = _parsed(file)
             _change(document, path, store, settings, expected, list(removes or {}))
-            _replace(path, document)
+            _replace(file, document, folder)
     except OSError as exc:
         hint = _by_hand(store, settings, list(removes or {}))
         raise ConfigError(f"{path}: cannot be written: {exc.strerror}", path=str(path), hint=hint) from exc
@@ -73,12 +77,12 @@ def take_out(table: Any, place: Place) -> None:  # of TOML, and of tomlkit
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder: two processes that change one file in it would each undo the other's change."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a folder, and yield its descriptor: two processes would each undo the other's change."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -112,15 +116,23 @@ def _change(
     table.update(settings)
 
 
-def _replace(path: Path, document: Any) -> None:
+def _replace(path: Path, document: Any, folder: int) -> None:
     import tomlkit
 
+    content = tomlkit.dumps(document).encode()
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    mode = path.stat().st_mode & 0o777 if path.exists() else _NEW_MODE
+    # Never open to more readers than the file itself, not even for a moment: it may still hold secrets.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode & _NEW_MODE)
     try:
-        temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fchmod(descriptor, mode)
+            # Both, or a crash could leave an empty file, or the old one with the secrets that were taken out.
+            os.fsync(descriptor)
         os.replace(temporary, path)
+        os.fsync(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

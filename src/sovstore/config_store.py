@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -295,6 +296,7 @@ def _check_reached(values: Mapping[str, Any], provider: Provider, where: str) ->
         _check_credentials(values["credentials"], where)
     if "endpoint" in values:
         _check_endpoint(values["endpoint"], where)
+        _check_plain_http(values, provider, where)
     _endpoint(values.get("endpoint"), values.get("region"), values.get("account"), provider, where)
 
 
@@ -326,6 +328,26 @@ def _check_endpoint(url: str, where: str) -> None:
     if parts.query or parts.fragment:
         message = f"{where}: 'endpoint' holds more than host and path, and the file is no place for a token"
         raise ConfigError(message, path=where, hint=hint)
+
+
+def _check_plain_http(values: Mapping[str, Any], provider: Provider, where: str) -> None:
+    """Refuse http:// where what proves who asks could be used by whoever reads along.
+
+    That is a SAS or bearer token of Azure. A signature of S3 does not give the key away; `sovstore check` reports it.
+    """
+    parts = urlsplit(values["endpoint"])
+    if provider.driver != "azure" or parts.scheme != "http" or _is_loopback(parts.hostname or ""):
+        return
+    if values.get("options", {}).get("allow_http") is not True:
+        hint = "write https://; on a network that nobody else reads, options = { allow_http = true }"
+        raise ConfigError(f"{where}: 'endpoint' would send tokens in clear, over http://", path=where, hint=hint)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _endpoint(given: str | None, region: str | None, account: str | None, provider: Provider, where: str) -> str | None:

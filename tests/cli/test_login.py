@@ -322,6 +322,17 @@ kept the credentials of store 's' in the keyring of the operating system
     )
 
 
+def test_move_out_of_a_file_behind_a_link(run, file, entries, tmp_path):
+    target = tmp_path / "dotfiles.toml"
+    target.write_text(with_options(f'options = {{ key = "AKIA9", secret = "{CANARY}" }}'))
+    file.unlink()
+    file.symlink_to(target)
+    assert run("login", "s", "--move").code == 0
+    assert file.is_symlink()
+    assert CANARY not in target.read_text()
+    assert kept(f"{HOST}/s") == S3
+
+
 @pytest.mark.parametrize(
     ("store", "options", "values"),
     [

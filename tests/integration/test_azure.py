@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
+import http.server
+import io
+import itertools
 import json
 import logging
 import os
 import pickle
+import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -35,7 +41,8 @@ from azure.storage.blob.aio import ContainerClient
 
 from sovstore.backends import azure, azure_client, azure_credentials, credentials
 from sovstore.backends.azure import AzureBackend
-from sovstore.backends.azure_client import _printable, is_range
+from sovstore.backends.azure_client import _printable, is_modest, is_range
+from sovstore.backends.azure_upload import Blocks
 from sovstore.backends.base import Place
 from sovstore.backends.providers import catalogue
 from sovstore.errors import (
@@ -607,6 +614,7 @@ def test_the_client_of_entra_is_made_without_a_request():
         ({"part_size": True}, "'part_size' is not valid"),
         ({"timeout": -1.0}, "'timeout' is not valid"),
         ({"anon": 1}, "'anon' is not valid"),
+        ({"allow_http": "yes"}, "'allow_http' is not valid"),
         ({"client_id": 7}, "'client_id' is not valid"),
     ],
 )
@@ -788,6 +796,335 @@ def test_a_range_is_not_unpacked():
     reply = {"Content-Range": "bytes 5-9/100", "Content-Length": "5"}
     assert not is_range("bytes=5-9", 206, {**reply, "Content-Encoding": "gzip"})
     assert not is_range("bytes=5-9", 206, {"Content-Range": "bytes 5-9/100"})
+
+
+# Hosts that mean harm: each is a function that answers one request
+
+
+@contextlib.contextmanager
+def hostile(answer):
+    """Give the URL of a host, and the requests that reached it; `answer` takes a handler."""
+    asked = []
+
+    class Host(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            asked.append((self.command, self.path, dict(self.headers)))
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with contextlib.suppress(OSError):
+                answer(self)
+
+        do_PUT = do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815  # names that http.server looks for
+
+        def reply(self, status, body=b"", **headers):
+            self.send_response(status)
+            headers = {"Content_Length": str(len(body)), "Content_Type": "application/xml", **headers}
+            for name, value in headers.items():
+                if value is not None:
+                    self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/acc", asked
+        finally:
+            server.shutdown()
+
+
+def _at(endpoint, **options):
+    return Place(catalogue()["azurite"], "ccc/root", endpoint=endpoint, options={"timeout": 20, **options})
+
+
+@pytest.fixture
+def _few_tries(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "QUJD")
+    monkeypatch.setattr(azure_client, "_RETRIES", 1)
+    monkeypatch.setattr(azure_client, "_BACKOFF_MAX_S", 0.02)
+
+
+def _peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+async def _blocks_of(backend):
+    return await backend.on_loop(Blocks(backend._client, "a").committed())
+
+
+async def _stat(backend):
+    await backend.stat("a")
+
+
+ANY_REPLY = pytest.mark.parametrize("work", [_list, _delete, _blocks_of, _read, _write], ids=lambda work: work.__name__)
+
+
+@pytest.fixture(scope="module")
+def bomb():
+    """400 MiB of zeros in one stream, made without holding them."""
+    with io.BytesIO() as file:
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as packed:
+            for _ in range(100):
+                packed.write(bytes(4 * MIB))
+        return file.getvalue()
+
+
+@ANY_REPLY
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.usefixtures("_few_tries")
+def test_nothing_is_unpacked(work, status, bomb):
+    before = _peak_mib()
+    with hostile(lambda host: host.reply(status, bomb, Content_Encoding="GZip")) as (endpoint, asked):
+        assert isinstance(_failure(_at(endpoint), work), StoreUnavailableError)
+    assert all(headers["Accept-Encoding"] == "identity" for _, _, headers in asked)
+    assert _peak_mib() - before < 100
+
+
+def _without_end(host, status):
+    host.reply(status, Content_Length=None, Transfer_Encoding="chunked")
+    for _ in range(2000):
+        host.wfile.write(b"%x\r\n<%s\r\n" % (MIB, b" " * (MIB - 1)))
+
+
+@ANY_REPLY
+@pytest.mark.parametrize("status", [200, 202, 404])
+@pytest.mark.usefixtures("_few_tries")
+def test_bodies_without_end(work, status):
+    before = _peak_mib()
+    with hostile(lambda host: _without_end(host, status)) as (endpoint, _):
+        assert isinstance(_failure(_at(endpoint), work), StoreUnavailableError)
+    assert _peak_mib() - before < 250
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'[{"a": 1}]',
+        b'<!DOCTYPE x [<!ENTITY a "aa">]><x/>',
+        b"<x>" + b"<a/>" * 2**20 + b"</x>",
+        b"<x " + b"a='' " * (2**20 + 1) + b"/>",
+        b"<x>" + b"<Blob />" * 5001 + b"</x>",
+        b"<x>" + b"<BlobPrefix\n/>" * 5001 + b"</x>",
+    ],
+    ids=["json", "entities", "tags", "attributes", "blobs", "prefixes"],
+)
+def test_what_a_parser_would_make_much_of(body):
+    assert not is_modest(body)
+
+
+def test_listings_as_they_are():
+    for body in (b"", b"\xef\xbb\xbf<?xml version='1.0'?><x/>", b"\r\n<x>" + b"<Blob></Blob>" * 5000 + b"</x>"):
+        assert is_modest(body)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("work", [_list, _delete, _blocks_of, _read, _write, _stat], ids=lambda work: work.__name__)
+@pytest.mark.usefixtures("_few_tries")
+def test_the_host_cannot_send_us_elsewhere(work, status):
+    with hostile(lambda host: host.reply(201)) as (other, reached):
+        with hostile(lambda host: host.reply(status, Location=other + host.path)) as (endpoint, asked):
+            error = _failure(_at(endpoint), work)
+        assert "redirects elsewhere" in str(error)
+        assert not error.retryable
+        assert "endpoint" in error.hint
+        assert len(asked) <= 2
+        assert not reached
+
+
+_XML = '<?xml version="1.0" encoding="utf-8"?>'
+_SIZE, _ETAG = "<Content-Length>1</Content-Length>", "<Etag>0x1</Etag>"
+_PROPERTIES = _SIZE + _ETAG
+_BLOCK = "<Block><Name>QQ==</Name><Size>1</Size></Block>"
+
+
+def _listing(blobs, marker=""):
+    text = f"<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker>{marker}</NextMarker></EnumerationResults>"
+    return (_XML + text).encode()
+
+
+def _blob_xml(properties=_PROPERTIES, name="<Name>root/a</Name>"):
+    return f"<Blob>{name}<Properties><BlobType>BlockBlob</BlobType>{properties}</Properties></Blob>"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _listing(_blob_xml(_SIZE)),
+        _listing(_blob_xml(_ETAG)),
+        _listing(_blob_xml(_SIZE.replace("1", "-1") + _ETAG)),
+        _listing(_blob_xml(_SIZE.replace("1", "x") + _ETAG)),
+        _listing(_blob_xml(_PROPERTIES + "<Last-Modified>yesterday</Last-Modified>")),
+        _listing(_blob_xml(_PROPERTIES + "<Creation-Time>Thu, 99 Jan 99999 00:00:00 GMT</Creation-Time>")),
+        _listing(_blob_xml(name="")),
+        _listing("<Blob/>"),
+        _listing("<BlobPrefix/>"),
+        b"<EnumerationResults/>",
+        b"<",
+        b"<x>" * 100_000,
+        b"<\xff\xff",
+    ],
+)
+@pytest.mark.usefixtures("_few_tries")
+def test_malformed_listings(body):
+    with hostile(lambda host: host.reply(200, body)) as (endpoint, _):
+        assert isinstance(_failure(_at(endpoint), _list), StoreUnavailableError)
+
+
+@pytest.mark.usefixtures("_few_tries")
+def test_replies_that_are_well_formed():
+    """Without what was broken in them, the others of this section are understood."""
+
+    async def work(backend):
+        assert (await collect(backend.list("")))["a"].size == 1
+        assert (await backend.stat("a")).etag == "0x1"
+        assert await _blocks_of(backend) == [("A", 1)]
+
+    def answer(host):
+        blocks = f"{_XML}<BlockList><CommittedBlocks>{_BLOCK}</CommittedBlocks></BlockList>".encode()
+        body = blocks if "comp=blocklist" in host.path else _listing(_blob_xml())
+        host.reply(200, body, ETag='"0x1"', Content_Encoding="identity")
+
+    with hostile(answer) as (endpoint, _):
+        use(_at(endpoint), work)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        "<Block><Name>QQ==</Name></Block>",
+        "<Block><Size>1</Size></Block>",
+        _BLOCK.replace(">1<", ">-1<"),
+        _BLOCK.replace(">1<", ">x<"),
+        _BLOCK.replace("QQ==", "Q"),
+    ],
+)
+@pytest.mark.usefixtures("_few_tries")
+def test_malformed_lists_of_blocks(blocks):
+    body = f"{_XML}<BlockList><CommittedBlocks>{blocks}</CommittedBlocks></BlockList>".encode()
+    with hostile(lambda host: host.reply(200, body)) as (endpoint, _):
+        assert isinstance(_failure(_at(endpoint), _blocks_of), StoreUnavailableError)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Length": "1"},
+        {"Content_Length": None, "ETag": '"0x1"'},
+        {"Content_Length": "1", "ETag": '"0x1"', "Last_Modified": "yesterday"},
+        {"Content_Length": "1", "ETag": '"0x1"', "x_ms_creation_time": "Thu, 99 Jan 99999 00:00:00 GMT"},
+        {"Content_Length": "1", "ETag": '"0x1"', "x_ms_or_x": "y"},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("_few_tries")
+def test_malformed_heads(headers):
+    async def copy(backend):
+        await backend.copy("a", "a", head=HEAD)
+
+    with hostile(lambda host: host.reply(200, **headers)) as (endpoint, _):
+        for work in (_stat, copy):
+            assert isinstance(_failure(_at(endpoint), work), StoreUnavailableError)
+
+
+def _part(text):
+    return b"--b\r\nContent-Type: application/http\r\n\r\n" + text + b"\r\n--b--"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--b",
+        _part(b""),
+        _part(b"nonsense"),
+        _part(b"HTTP/1.1 abc"),
+        _part(b"HTTP/1.1 202 Accepted\r\n" + b"x" * 70_000),
+        b"--b\r\n\r\nx\r\n--b--",
+        b"--b\r\n" * 100_000,
+        b"--b\r\n" + b"Content-Type: message/rfc822\r\n\r\n" * 20_000,
+    ],
+    ids=range(9),
+)
+@pytest.mark.parametrize("kind", ["multipart/mixed; boundary=b", "multipart/mixed", "text/plain", None])
+@pytest.mark.usefixtures("_few_tries")
+def test_malformed_replies_to_a_batch(body, kind):
+    """Then each is deleted by itself, or it fails in our words."""
+
+    def answer(host):
+        host.reply(202, *([body] if host.command == "POST" else []), Content_Type=kind)
+
+    with hostile(answer) as (endpoint, _), contextlib.suppress(StoreUnavailableError):
+        use(_at(endpoint), _delete)
+
+
+_ELSEWHERE = _blob_xml(name="<Name>elsewhere</Name>")
+
+
+# What brings something new with each marker is not known to have no end.
+@pytest.mark.parametrize(
+    ("entry", "markers"), [*itertools.product(["", _ELSEWHERE], [1, 2, 10**9]), (_blob_xml(), 1), (_blob_xml(), 2)]
+)
+@pytest.mark.usefixtures("_few_tries")
+def test_listings_without_end(monkeypatch, entry, markers):
+    monkeypatch.setattr(azure_client, "_EMPTY_PAGES", 50)
+    pages = []
+
+    def answer(host):
+        pages.append(entry if len(pages) % 2 else "")
+        host.reply(200, _listing(pages[-1], f"m{len(pages) % markers}"))
+
+    with hostile(answer) as (endpoint, asked):
+        error = _failure(_at(endpoint), _list)
+    assert isinstance(error, StoreUnavailableError)
+    assert "no end" in str(error)
+    assert len(asked) <= 52
+
+
+@pytest.mark.usefixtures("_few_tries")
+def test_only_codes_are_quoted():
+    with hostile(lambda host: host.reply(400, x_ms_error_code="\x1b[2J sig=CANARY")) as (endpoint, _):
+        error = _failure(_at(endpoint), _list)
+    assert str(error).endswith("the host refused: 400")
+
+
+@pytest.mark.parametrize("host", ["storage.example.fr", "10.0.0.1", "[fd00::1]", "localhost.example.fr"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AZURE_STORAGE_KEY", "QUJD"),
+        ("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=CANARY"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "BlobEndpoint={};AccountName=acc;AccountKey=QUJD"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "BlobEndpoint={}?sig=CANARY"),
+    ],
+)
+def test_no_signature_travels_in_clear(monkeypatch, host, variable, value):
+    url = f"HTTP://{host}/acc"
+    monkeypatch.setenv(variable, value.format(url))
+    settings = {} if "{}" in value else {"endpoint": url}
+    place = Place(catalogue()["azure"], "ccc", **settings)
+    with pytest.raises(ConfigError, match="http://") as caught:
+        use(place, _read)
+    assert "https" in caught.value.hint
+    assert "CANARY" not in str(caught.value)
+    assert azure_credentials.find_login(replace(place, options={"allow_http": True}))
+    with pytest.raises(ConfigError):
+        azure_credentials.find_login(replace(place, options={"allow_http": False}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:10000", "localhost", "[::1]:1"])
+def test_within_this_machine_there_is_no_clear(monkeypatch, host):
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "QUJD")
+    assert azure_credentials.find_login(Place(catalogue()["azure"], "ccc", endpoint=f"http://{host}/acc"))
+
+
+def test_nobody_has_no_signature():
+    place = Place(catalogue()["azure"], "ccc", endpoint="http://open.example.fr/acc", options={"anon": True})
+    assert azure_credentials.find_login(place)
 
 
 # Listing and deleting

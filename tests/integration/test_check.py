@@ -13,11 +13,12 @@ from uuid import uuid4
 
 import pytest
 
-from sovstore.backends import providers
+from sovstore.backends import providers, s3_probe
 from sovstore.backends.base import Place
 from sovstore.backends.registry import open_backend
 from sovstore.check import check
 from sovstore.check.tls import check_tls
+from sovstore.errors import StoreError
 from tests.servers.facts import CEPH, MOTO
 
 _SECRET = "canary-secret-key-77ab"
@@ -268,9 +269,44 @@ def test_cancelled_it_leaves_nothing(s3_server, step, delay):
     _cancelled(_s3_place(s3_server), step, delay)
 
 
+@pytest.mark.parametrize("step", ["upload in parts", "conditions and permissions"])
+def test_cancelled_it_leaves_no_old_version(s3_server, step):
+    place = _s3_place(s3_server)
+    with contextlib.closing(s3_server.client()) as client:
+        client.put_bucket_versioning(Bucket=place.root.partition("/")[0], VersioningConfiguration={"Status": "Enabled"})
+    _cancelled(place, step, 0.05)
+    assert [version for version in _versions(s3_server, place) if version["Key"].startswith("root/")] == []
+
+
 @pytest.mark.parametrize("delay", [0.05, 0.3])
 def test_cancelled_while_it_measures_it_leaves_nothing(s3_server, delay):
     _cancelled(_s3_place(s3_server), "conditions and permissions", delay)
+
+
+class _Endless:
+    """A host that goes on listing versions: as many different pages as there are, again and again."""
+
+    prefix = "root/"
+
+    def __init__(self, pages):
+        self.client, self.asked, self._pages = self, 0, pages
+
+    async def call(self, _, operation, **arguments):
+        if operation != "list_object_versions":
+            assert arguments["Key"].startswith("root/scratch/")
+            return {}
+        self.asked += 1
+        number = self.asked % self._pages
+        theirs = {"Key": "root/theirs", "VersionId": "1"}
+        return {"IsTruncated": True, "Versions": [{"Key": "root/scratch/a", "VersionId": f"{number}"}, theirs]}
+
+
+@pytest.mark.parametrize(("pages", "asked"), [(1, 2), (2, 3), (10**9, 100)])
+def test_a_host_that_lists_for_ever(pages, asked):
+    host = _Endless(pages)
+    with pytest.raises(StoreError, match="does not stop listing"):
+        asyncio.run(s3_probe.purge_versions(host, "scratch"))
+    assert host.asked == asked
 
 
 def test_cancelled_on_azurite_it_leaves_nothing(azurite_server, monkeypatch):
@@ -302,7 +338,7 @@ async def _cancel_at(place, step, delay):
 
 def test_cancelled_it_logs_what_it_could_not_clean_up(s3_server, caplog):
     place = _s3_place(s3_server)
-    _policy(s3_server, place, "Deny", "s3:DeleteObject")
+    _policy(s3_server, place, "Deny", "s3:DeleteObject", "s3:DeleteObjectVersion")
     with caplog.at_level(logging.WARNING):
         asyncio.run(_cancel_at(place, "ranges", 0.05))
     assert "could not be cleaned up" in caplog.text

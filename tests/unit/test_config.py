@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -191,6 +192,42 @@ def test_write_settings_makes_the_file(tmp_path):
     path = tmp_path / "new" / "sovstore.toml"
     config.write_settings(path, "a", {"provider": "memory", "root": "/x", "kek": "keyfile:/k"})
     assert config.load(path).store("a").provider == "memory"
+
+
+def test_write_settings_writes_through_a_link(file, tmp_path):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    link = folder / "sovstore.toml"
+    link.symlink_to(Path("..") / file.name)
+    file.write_text(GOOD + "options = { token = 'canary-9' }\n")
+    config.write_settings(link, "cohortes", {}, removes={("options", "token"): "canary-9"})
+    assert link.is_symlink()
+    assert "canary-9" not in file.read_text()
+    assert [p.name for p in folder.iterdir()] == [link.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config", file.name]
+
+
+@pytest.mark.parametrize(("mode", "made"), [(None, 0o600), (0o600, 0o600), (0o664, 0o600), (0o400, 0o400)])
+def test_write_settings_shows_the_file_to_nobody_else(file, monkeypatch, mode, made):
+    """Not even for a moment; and it is on the disk before the old one is gone."""
+    steps, replace, sync, create = [], os.replace, os.fsync, os.open
+
+    def opened(path, flags, *mode):
+        if flags & os.O_CREAT:
+            assert flags & os.O_EXCL
+            steps.append(*mode)
+        return create(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync"), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("replace"), replace(*paths)))
+    if mode is None:
+        file.unlink()
+    else:
+        file.chmod(mode)
+    config.write_settings(file, "cohortes", {"root": "other"})
+    assert steps == [made, "sync", "replace", "sync"]
+    assert file.stat().st_mode & 0o777 == (mode or 0o600)
 
 
 def test_write_settings_says_what_to_write_when_it_cannot(tmp_path):
@@ -420,6 +457,21 @@ def test_the_account_of_azure_may_come_with_its_credentials(file):
     assert _loaded(file, AZURE).place.endpoint is None
     assert _loaded(file, AZURE + 'account = "acc"\n').place.endpoint is None
     assert _loaded(file, AZURE + 'endpoint = "http://127.0.0.1:1/dev"\n').place.endpoint == "http://127.0.0.1:1/dev"
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1:10000", "blobs.example.org/dev", "127.0.0.1.example.org"])
+def test_azure_over_http_is_said(file, host):
+    endpoint = f'endpoint = "http://{host}"\n'
+    _refused(file, AZURE + endpoint, "in clear", "allow_http = true")
+    _refused(file, AZURE + endpoint + "options = { allow_http = 1 }\n", "in clear")
+    assert _loaded(file, AZURE + endpoint + "options = { allow_http = true }\n").place.endpoint == f"http://{host}"
+    # What is in a signature of S3 does not open anything else.
+    assert _loaded(file, S3 + endpoint).place.endpoint == f"http://{host}"
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.2", "[::1]:10000"])
+def test_azure_over_http_on_this_machine(file, host):
+    assert _loaded(file, AZURE + f'endpoint = "http://{host}"\n').place.endpoint == f"http://{host}"
 
 
 @pytest.mark.parametrize("setting", ["region", "endpoint", "account", "ca_file", "credentials", "transport"])

@@ -18,7 +18,7 @@ from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobPrefix
 
 from sovstore.backends import azure_probe
-from sovstore.backends.azure_client import AzureClient, http_status
+from sovstore.backends.azure_client import AzureClient, Pages, http_status
 from sovstore.backends.azure_upload import AzureUpload, Blocks, condition, refused_blocks
 from sovstore.backends.base import STALE, Place, Stat, Upload
 from sovstore.backends.loop import LoopBackend, retried
@@ -89,7 +89,8 @@ class AzureBackend(LoopBackend):
             raise
 
     async def _head(self, name: str) -> Stat:
-        return _described(await self._client.call(name, "get_blob_properties"), name)
+        async with self._client.mapped(name):
+            return _described(await self._client.call(name, "get_blob_properties"), name)
 
     async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
         """Return bytes [start, end) of a blob; the host checks the ETag."""
@@ -143,7 +144,7 @@ class AzureBackend(LoopBackend):
                     markers.add(entry.name)
                 yield entry
 
-    async def _pages(self, folder: str, *, recursive: bool) -> AsyncIterator[Any]:
+    async def _pages(self, folder: str, *, recursive: bool) -> Pages:
         prefix = self._client.path(f"{folder}/" if folder else "")
         options: dict[str, Any] = {
             "name_starts_with": prefix,
@@ -153,18 +154,17 @@ class AzureBackend(LoopBackend):
         async with self._client.mapped(folder):
             container = await self._client.open()
             found = container.list_blobs(**options) if recursive else container.walk_blobs(**options, delimiter="/")
-            return found.by_page()
+            return Pages(found.by_page())
 
-    async def _page(self, folder: str, pages: AsyncIterator[Any]) -> Sequence[Stat] | None:
+    async def _page(self, folder: str, pages: Pages) -> Sequence[Stat] | None:
+        prefix = self._client.path(f"{folder}/" if folder else "")
         async with self._client.mapped(folder or self._client.container):
-            try:
-                page = [item async for item in await anext(pages)]
-            except StopAsyncIteration:
-                return None
-            prefix = self._client.path(f"{folder}/" if folder else "")
             # What is not below the prefix was not asked for, whatever the host says.
-            below = sorted((i for i in page if i.name.startswith(prefix) and i.name != prefix), key=lambda i: i.name)
-            return [_described(item, item.name.removeprefix(self._client.prefix)) for item in below]
+            page = await pages.next(lambda item: item.name.startswith(prefix) and item.name != prefix)
+            if page is None:
+                return None
+            page.sort(key=lambda item: item.name)
+            return [_described(item, item.name.removeprefix(self._client.prefix)) for item in page]
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete blobs, 256 by a request."""
@@ -305,6 +305,10 @@ def _is_gone(reply: Any) -> bool:  # of the SDK's batch
 def _described(item: BlobProperties | BlobPrefix, name: str) -> Stat:
     if isinstance(item, BlobPrefix):
         return Stat(name.rstrip("/"), 0, folder=True)
+    size: Any = item.size  # None where the host leaves it out, whatever the SDK's types say
+    if size is None or size < 0 or not item.etag:
+        # For `AzureClient.mapped`.
+        raise ValueError("the host says no size or no ETag")
     marker = (item.metadata or {}).get("hdi_isfolder") == "true" or (name.endswith("/") and not item.size)
     return Stat(
         name.rstrip("/"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
+import re
 import ssl
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from http.client import HTTPException
 from typing import Any
 
 import aiohttp
@@ -46,9 +49,32 @@ _UNREACHABLE_S, _TROUBLE_S = 12.0, 60.0
 _ONE_REQUEST = 2**40
 _EXISTS = frozenset({"BlobAlreadyExists", "UnauthorizedBlobOverwrite", "ResourceAlreadyExists"})
 _CHANGED = frozenset({"ConditionNotMet", "TargetConditionNotMet", "SourceConditionNotMet", "BlobOverwritten"})
+_CODE = re.compile(r"[A-Za-z0-9]{1,64}")
 _CREDENTIALS_HINT = "check the credentials and their rights on the container: 'sovstore login STORE' stores new ones"
-#: What the SDK's own code raises when a reply is not what it takes for granted, such as a header that is no number.
-_SLIPS = (aiohttp.ClientError, OSError, LookupError, ValueError, TypeError, AttributeError)
+#: What the SDK's own code raises when a reply is not what it takes for granted, such as a header that is no number, XML
+#: that is none (SyntaxError) or is nested without end, and parts of a batch that are not HTTP.
+_SLIPS = (
+    aiohttp.ClientError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    SyntaxError,
+    RecursionError,
+    HTTPException,
+)
+#: Bytes of a body that is read whole: of a listing, whose 5000 entries can be long, and of any other.
+_LISTING_MAX, _OTHER_MAX = 64 * 2**20, 2**20
+#: What a listing or a list of blocks may hold: what a parser makes of a tag, an attribute or an entry is many times its
+#: text. 50 000 blocks, or 5000 blobs with metadata, are some 300 000 tags.
+_TAGS_MAX, _ATTRIBUTES_MAX, _ENTRIES_MAX = 2**20, 2**20, 5000
+_ENTRY = re.compile(rb"<Blob(?:Prefix)?[\s/>]")
+#: Separators in the reply to a batch of 256, with room for a boundary that holds some itself.
+_PARTS_MAX = 4096
+#: Pages in a row that bring nothing. A few are right: Azure looks through a part of the names for each.
+_EMPTY_PAGES = 1000
 
 
 class _Backoff(ExponentialRetry):
@@ -75,20 +101,83 @@ class _Backoff(ExponentialRetry):
         return random.uniform(longest / 4, longest)  # noqa: S311  # spreads clients out, protects nothing
 
 
-class _Transport(AioHttpTransport):  # type: ignore[misc]  # exported lazily, which hides its type
-    """The SDK's transport, which lets no reply to a range through that is not exactly that range.
+class _Refused(Exception):  # noqa: N818  # never leaves this driver: `AzureClient.mapped` gives it a name
+    """A reply that is not looked at any further. No error of the SDK: it would ask the host again."""
 
-    The SDK believes ``Content-Range``, joins whatever the body holds and unpacks compressed ones: wrong bytes, or more
-    than fit into memory, at the host's choice. What is refused here is tried again by the SDK.
+    def __init__(self, text: str, kind: type[StoreError] = StoreUnavailableError, hint: str | None = None) -> None:
+        super().__init__(text)
+        self.kind, self.hint = kind, hint
+
+
+class _Reply(aiohttp.ClientResponse):
+    """A reply whose body, where it is read as a whole, is bounded; it may come in chunks, and never end."""
+
+    async def read(self) -> bytes:
+        if self._body is None:
+            try:
+                self._body = await self._bounded()
+            except BaseException:
+                self.close()
+                raise
+        return await super().read()
+
+    async def _bounded(self) -> bytes:
+        listing = self.method == "GET" and self.status < 300
+        limit, body = _LISTING_MAX if listing else _OTHER_MAX, bytearray()
+        async for piece in self.content.iter_any():
+            body += piece
+            if len(body) > limit:
+                raise _Refused("the host's reply is too long")
+        if (listing and not is_modest(body)) or (self.method == "POST" and body.count(b"--") > _PARTS_MAX):
+            raise _Refused("the host's reply holds more than was asked for")
+        return bytes(body)
+
+
+def is_modest(body: bytes | bytearray) -> bool:
+    """Return whether a listing or a list of blocks is XML that takes not much more memory than itself."""
+    if body and not body.removeprefix(b"\xef\xbb\xbf")[:64].lstrip().startswith(b"<"):
+        return False  # the SDK would also try JSON
+    if b"<!ENTITY" in body or body.count(b"<") > _TAGS_MAX or body.count(b"=") > _ATTRIBUTES_MAX:
+        return False
+    return sum(1 for _ in _ENTRY.finditer(body)) <= _ENTRIES_MAX
+
+
+class _Transport(AioHttpTransport):  # type: ignore[misc]  # exported lazily, which hides its type
+    """The SDK's transport, which lets nothing through that the host could harm us with.
+
+    The SDK follows the host to wherever it points, with credentials and bodies, and unpacks compressed replies of any
+    kind. Of ranges it believes ``Content-Range`` and joins whatever the body holds. That is: wrong bytes, or more than
+    fit into memory, at the host's choice. What raises an error of the SDK here is tried again by the SDK.
     """
 
-    async def send(self, request: Any, **config: Any) -> Any:  # the SDK has two kinds of each
-        reply = await super().send(request, **config)
-        asked = request.headers.get("x-ms-range") or request.headers.get("Range")
-        if asked and 200 <= reply.status_code < 300 and not is_range(asked, reply.status_code, reply.headers):
-            await reply.close()
-            raise ServiceResponseError("the reply is not the range that was asked for")
+    async def send(self, request: Any, *, stream: bool = False, **config: Any) -> Any:  # the SDK has two kinds of each
+        request.headers["Accept-Encoding"] = "identity"
+        # Its body is not read before its head was looked at.
+        reply = await super().send(request, stream=True, **config)
+        try:
+            _check_head(request, reply, stream=stream)
+            if not stream:
+                await reply.load_body()
+        except BaseException:
+            reply.internal_response.close()
+            raise
         return reply
+
+
+def _check_head(request: Any, reply: Any, *, stream: bool) -> None:  # the SDK has two kinds of each
+    if 300 <= reply.status_code < 400 and reply.status_code != 304:
+        hint = "a store is asked at its own endpoint only: correct 'endpoint' if it has moved"
+        raise _Refused("the host redirects elsewhere", StoreError, hint)
+    if any(
+        said.lower() not in ("", "identity") for said in reply.internal_response.headers.getall("Content-Encoding", ())
+    ):
+        raise ServiceResponseError("the reply is compressed, which was not asked for")
+    asked = request.headers.get("x-ms-range") or request.headers.get("Range")
+    if not 200 <= reply.status_code < 300:
+        return
+    # Of what is streamed only the range is a bound.
+    if (asked or stream) and not is_range(asked or "", reply.status_code, reply.headers):
+        raise ServiceResponseError("the reply is not the range that was asked for")
 
 
 def is_range(asked: str, status: int, headers: Mapping[str, str]) -> bool:
@@ -102,7 +191,36 @@ def is_range(asked: str, status: int, headers: Mapping[str, str]) -> bool:
         return False
     # Right at the end some hosts send an empty range, "10-9/10", where others refuse.
     right = status == 206 and span == f"{first}-{expected - 1}" and length == expected - first >= 0
-    return right and not headers.get("Content-Encoding")
+    # Chunks would have no length but their own.
+    return right and not headers.get("Content-Encoding") and not headers.get("Transfer-Encoding")
+
+
+class Pages:
+    """The pages of a listing, which end: a host may otherwise say for ever that there is more.
+
+    Parameters
+    ----------
+    pages : AsyncIterator
+        What `by_page` of the SDK returns.
+    """
+
+    def __init__(self, pages: Any) -> None:  # the SDK's
+        self._pages, self._empty = pages, 0
+        self._seen: set[bytes] = set()
+
+    async def next(self, keep: Callable[[Any], bool] = lambda _: True) -> list[Any] | None:
+        """Return those of the next page that are to be kept, or None after the last page; inside `mapped`."""
+        try:
+            page = [item async for item in await anext(self._pages) if keep(item)]
+        except StopAsyncIteration:
+            return None
+        self._empty = 0 if page else self._empty + 1
+        if marker := self._pages.continuation_token:
+            digest = hashlib.blake2b(marker.encode(), digest_size=16).digest()
+            if digest in self._seen or self._empty > _EMPTY_PAGES:
+                raise _Refused("the host's listing has no end")
+            self._seen.add(digest)
+        return page
 
 
 class AzureClient:
@@ -112,7 +230,8 @@ class AzureClient:
     ----------
     place : Place
         The root is the container and a prefix. Options: `part_size` (bytes), `timeout` (seconds), `anon` (a public
-        container), `client_id` (of the managed identity).
+        container), `client_id` (of the managed identity), `allow_http` (send a signature in clear, to an ``http://``
+        endpoint on another machine: whoever sees it on the way can use it, too).
     loop : asyncio.AbstractEventLoop
         The loop that all calls are made on.
 
@@ -154,6 +273,7 @@ class AzureClient:
             trust_env=True,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            response_class=_Reply,
         )
         # Aiohttp tries a request once more by itself, unseen. An upload must know: when it is then refused, it may have
         # been done the first time. The SDK's retries tell it.
@@ -170,6 +290,7 @@ class AzureClient:
                 connection_data_block_size=2**18,
             ),
             retry_policy=_Backoff(),
+            permit_redirects=False,
             max_single_put_size=_ONE_REQUEST,
             max_single_get_size=_ONE_REQUEST,
             max_chunk_get_size=_ONE_REQUEST,
@@ -206,6 +327,8 @@ class AzureClient:
                 yield
         except SovstoreError:
             raise
+        except _Refused as exc:
+            raise exc.kind(f"{what}: {exc}", path=what, hint=exc.hint) from exc
         except TimeoutError as exc:
             hint = "check the network; a slow one needs a larger 'timeout' in the options of the store"
             raise StoreUnavailableError(f"{what}: the host did not answer in time", path=what, hint=hint) from exc
@@ -216,7 +339,8 @@ class AzureClient:
 
     def _refusal(self, what: str, exc: HttpResponseError) -> SovstoreError:
         """Return the error for what the host said. Only its code is quoted: texts can hold signatures."""
-        if exc.response is None and exc.status_code is None:
+        if exc.status_code is None or exc.status_code < 300:
+            # Without a status nothing was said. With one of success, it was not what the SDK can read.
             return _failure(what, exc)
         code, status = error_code(exc), exc.status_code or 0
         if code in ("ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled"):
@@ -281,7 +405,9 @@ def error_code(exc: BaseException) -> str:
     if code is not None and hasattr(code, "headers"):
         # The reply to HEAD has no body to say it in.
         code = code.headers.get("x-ms-error-code")
-    return str(getattr(code, "value", code) or "")
+    text = str(getattr(code, "value", code) or "")
+    # It is quoted: what is no code but any text of the host's, or an escape for a terminal, is not.
+    return text if _CODE.fullmatch(text) else ""
 
 
 def http_status(exc: BaseException) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
     "timeout": (int, float),
     "anon": (bool,),
     "client_id": (str,),
+    "allow_http": (bool,),
 }
 _SUFFIX = "blob.core.windows.net"
 _ENVIRONMENT = {
@@ -127,6 +129,7 @@ def find_login(place: Place) -> Login:
     for name, setting in (("account_key", "accountkey"), ("sas_token", "sharedaccesssignature")):
         if setting in settings:
             secrets[name] = Secret(settings[setting].encode())
+    _check_clear(place, endpoint, secrets)
     return Login(
         endpoint.rstrip("/"),
         account or _account(endpoint),
@@ -178,6 +181,22 @@ def _account(endpoint: str) -> str | None:
     """Return the account that an endpoint names, in its host or, at an emulator, in its path."""
     parts = urlsplit(endpoint)
     return parts.path.strip("/").partition("/")[0] or (parts.hostname or "").partition(".")[0] or None
+
+
+def _check_clear(place: Place, endpoint: str, secrets: Mapping[str, Secret]) -> None:
+    """Refuse to send a signature in clear: a token is all that its reader needs, a signed request can be sent again."""
+    parts = urlsplit(endpoint)
+    # The text of an endpoint can hold a token itself. One of Entra ID is refused by the SDK.
+    if parts.scheme != "http" or not (secrets or parts.query) or place.options.get("allow_http"):
+        return
+    host = parts.hostname or ""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        hint = "write https:// in 'endpoint' or the connection string; or, in a network of your own, allow_http = true"
+        raise _error(place, "the endpoint is http://, which shows the signature to everybody on the way", hint)
 
 
 def _checked(secrets: dict[str, Secret], place: Place) -> dict[str, Secret]:

@@ -13,10 +13,12 @@ from azure.core import MatchConditions
 from azure.storage.blob import BlobBlock
 from azure.storage.blob.aio import ContainerClient
 
-from sovstore.backends.azure_client import AzureClient, http_status
+from sovstore.backends.azure_client import AzureClient, Pages, http_status
 from sovstore.backends.probe import Measured, Probe, allowed, judge, measure
 from sovstore.errors import SovstoreError
 
+#: Bytes that are read: more than any blob here has, and a bound for what a host sends.
+_SOME = 100
 _CREATE: dict[str, Any] = {"match_condition": MatchConditions.IfMissing}
 
 
@@ -90,7 +92,7 @@ class _Prober:
         return await self._client.call(name, "upload_blob", data, length=len(data), **options)
 
     async def _get(self, name: str, **condition: Any) -> None:
-        reply = await self._client.call(name, "download_blob", **condition)
+        reply = await self._client.call(name, "download_blob", offset=0, length=_SOME, **condition)
         async with self._client.mapped(name):
             await reply.readall()
 
@@ -127,8 +129,10 @@ class _Prober:
         async with self._client.mapped(folder):
             container = await self._client.open()
             found = container.list_blobs(name_starts_with=self._client.path(f"{folder}/"), results_per_page=2)
-            pages = [len([blob async for blob in page]) async for page in found.by_page()]
-        return Measured(pages == [2, 1], "" if pages == [2, 1] else "asked for 2 of 3 names, it sent another number")
+            pages, sizes = Pages(found.by_page()), []
+            while (page := await pages.next()) is not None:
+                sizes.append(len(page))
+        return Measured(sizes == [2, 1], "" if sizes == [2, 1] else "asked for 2 of 3 names, it sent another number")
 
     async def _versioning(self) -> Measured:
         return Measured(bool((await self._put(self._name())).get("version_id")))
@@ -139,7 +143,9 @@ class _Prober:
         async def listing() -> None:
             async with self._client.mapped("the list of containers"):
                 service = (await self._client.open())._get_blob_service_client()  # its only way from one to the other
-                names.extend([container.name async for container in service.list_containers()])
+                pages = Pages(service.list_containers().by_page())
+                while (page := await pages.next()) is not None:
+                    names.extend(container.name for container in page)
 
         may = await allowed(listing, http_status)
         return Measured(bool(may.value and set(names) - {self._client.container}))
@@ -169,14 +175,14 @@ class _Prober:
         async def read() -> None:
             async with self._client.mapped(name):
                 blob = (await self._anybody()).get_blob_client(self._client.path(name))
-                await (await blob.download_blob()).readall()
+                await (await blob.download_blob(offset=0, length=_SOME)).readall()
 
         return await allowed(read, http_status)
 
     async def _anonymous_list(self) -> Measured:
         async def listing() -> None:
             async with self._client.mapped(""):
-                async for _ in (await self._anybody()).list_blobs(name_starts_with=self._client.path(self._scratch)):
-                    return
+                found = (await self._anybody()).list_blobs(name_starts_with=self._client.path(self._scratch))
+                await Pages(found.by_page()).next()
 
         return await allowed(listing, http_status)

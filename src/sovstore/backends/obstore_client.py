@@ -1,6 +1,10 @@
 """Clients of obstore made from a place, and its errors mapped onto ours in one place.
 
-Reads credentials where the SDK drivers do. Of the environment nothing else has a say over a host that the place names.
+Reads credentials where the SDK drivers do. Of the environment nothing else has a say over a host that the place names:
+object_store takes every variable AWS_… and AZURE_… that is called like one of its settings, so that all of those which
+change host, bucket, signature or TLS are set here. Those of its HTTP client count for nothing once it is given options.
+What has no value for "none" cannot be: AWS_SERVER_SIDE_ENCRYPTION with AWS_SSE_…, AWS_CHECKSUM_ALGORITHM and
+AZURE_STORAGE_ENCRYPTION_KEY. These add headers to requests that go to the same host.
 """
 
 from __future__ import annotations
@@ -55,12 +59,29 @@ TIMEOUT_S = 120.0
 _CONNECT_S, _READ_S, _RETRIES, _BACK_OFF_S = 3, 30, 6, 1
 _OPTIONS = {
     "s3": ("endpoint_url", "part_size", "profile", "timeout"),
-    "azure": ("anon", "client_id", "part_size", "timeout"),
+    "azure": ("allow_http", "anon", "client_id", "part_size", "timeout"),
 }
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _NO_ROOM = ("NoSuchBucket", "ContainerNotFound")
 _LOGIN = "'sovstore login STORE' stores them"
+#: Said, because variables of the same names in the environment would count otherwise.
+_SAID: dict[str, dict[str, Any]] = {
+    "s3": {
+        "skip_signature": False,
+        # Asks another host for a session with which it then signs.
+        "s3_express": False,
+        "request_payer": False,
+        "conditional_put": "etag",
+        "disable_tagging": False,
+    },
+    "azure": {
+        # Sends everything to AZURITE_BLOB_STORAGE_URL, over plain HTTP if that says so.
+        "use_emulator": False,
+        "use_fabric_endpoint": False,
+        "disable_tagging": False,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -134,14 +155,14 @@ def timeout(place: Place) -> float:
     return float(place.options.get("timeout", TIMEOUT_S))
 
 
-def _network(place: Place, endpoint: str | None) -> tuple[Any, Any, Any]:  # obstore's dictionaries
+def _network(place: Place, endpoint: str) -> tuple[Any, Any, Any]:  # obstore's dictionaries
     """Return the client options for reading and for writing, and how requests are tried again."""
     limit = timedelta(seconds=timeout(place))
     options: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=_CONNECT_S),
         "timeout": limit,
         # Only for a host that was written with http://, so that nothing falls back to it.
-        "allow_http": (endpoint or "").startswith("http://"),
+        "allow_http": endpoint.startswith("http://"),
     }
     if place.ca_file is not None:
         try:
@@ -157,24 +178,33 @@ def _network(place: Place, endpoint: str | None) -> tuple[Any, Any, Any]:  # obs
 
 
 def _s3(place: Place) -> Clients:
-    facts, endpoint = place.provider, place.endpoint or place.options.get("endpoint_url")
+    facts, environ = place.provider, os.environ
     bucket, addressing = place.root.strip("/").partition("/")[0], facts.get("addressing")
-    host = urlsplit(endpoint).netloc if endpoint else "s3.amazonaws.com"
+    region = facts.get("region_name") or place.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    region = region or "us-east-1"
+    # Where the place names no host, it is the one that botocore takes. Left to object_store, a host of the environment
+    # would count as one of the bucket alone where ours are written so, and requests would go to another bucket.
+    endpoint = (
+        place.endpoint
+        or place.options.get("endpoint_url")
+        or environ.get("AWS_ENDPOINT_URL_S3")
+        or environ.get("AWS_ENDPOINT_URL")
+        or f"https://s3.{region}.amazonaws.com"
+    )
+    host = urlsplit(endpoint).hostname or ""
     virtual = addressing == "virtual" or (addressing == "auto" and host.endswith(".amazonaws.com"))
+    url = endpoint.replace("://", f"://{bucket}.", 1) if virtual else endpoint
     config: dict[str, Any] = {
         "credential_provider": _s3_credentials(place),
         "unsigned_payload": not facts.get("signed_payload"),
         "virtual_hosted_style_request": virtual,
-        # Said, because AWS_SKIP_SIGNATURE in the environment would count otherwise.
-        "skip_signature": False,
+        **_SAID["s3"],
         "disable_bulk_delete": facts.get("batch_delete") == 1,
+        "region": region,
+        "endpoint": url,
+        # Because AWS_ENDPOINT_URL_S3 would go before the other one.
+        "aws_endpoint_url_s3": url,
     }
-    if endpoint:
-        url = endpoint.replace("://", f"://{bucket}.", 1) if virtual else endpoint
-        # The second, because AWS_ENDPOINT_URL_S3 in the environment would go before the first.
-        config |= {"endpoint": url, "aws_endpoint_url_s3": url}
-    if region := facts.get("region_name") or place.region:
-        config["region"] = region
     reading, writing, retries = _network(place, endpoint)
     return Clients(
         S3Store(bucket, client_options=reading, retry_config=retries, **config),
@@ -243,11 +273,17 @@ def _azure(place: Place) -> Clients:
     from sovstore.backends.azure_credentials import find_login
 
     login = find_login(place)
+    if login.endpoint.startswith("http://") and not login.anon and not login.secrets:
+        # As the SDK does: a token of Entra ID opens more than this account.
+        name, hint = place.provider.name, "write https:// in 'endpoint', or use an account key"
+        raise ConfigError(f"provider {name!r}: Entra ID needs https://", path=name, hint=hint)
     config: dict[str, Any] = {
         "account_name": login.account,
         "endpoint": login.endpoint,
-        # Said, because AZURE_SKIP_SIGNATURE in the environment would count otherwise.
         "skip_signature": login.anon,
+        # How object_store would find credentials by itself; it is given some, or needs none.
+        "credential_type": "auto",
+        **_SAID["azure"],
     }
     if not login.anon:
         config["credential_provider"] = _azure_credentials(login)

@@ -96,6 +96,9 @@ class Stream(PartUpload):
         if self._sending.done():
             await self._sending
 
+    def _recycle(self, body: Body) -> None:
+        """Never fill a buffer twice: object_store reads it without a copy, and it alone knows for how long."""
+
     async def _finish(self, receipts: Sequence[Any]) -> None:
         del receipts
         self._feed.put(None)

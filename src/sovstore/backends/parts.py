@@ -207,7 +207,9 @@ class PartUpload(Upload):
             del self._body[self._filled :]
             self._body += data
         else:
-            self._body[self._filled : end] = data
+            # A bytearray would copy the bytes once more on their way in.
+            with memoryview(self._body) as view:
+                view[self._filled : end] = data
         self._filled = end
 
     async def _flush(self) -> None:

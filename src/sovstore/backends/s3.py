@@ -359,11 +359,13 @@ class S3Backend(LoopBackend):
 async def _received(stream: Any, size: int) -> bytearray:  # aiohttp's stream
     """Return all of a reply, in a buffer that is made once."""
     data, filled = bytearray(size), 0
+    # A bytearray would copy each piece once more on its way in.
+    view = memoryview(data)
     async for piece in stream.iter_any():
         filled += len(piece)
         if filled > size:
             break
-        data[filled - len(piece) : filled] = piece
+        view[filled - len(piece) : filled] = piece
     if filled != size:
         raise _BrokenReplyError(f"the host sent {filled} bytes of {size}")
     return data

@@ -228,7 +228,9 @@ def _failure(what: str, exc: Exception) -> SovstoreError:
     if isinstance(exc, SSLError) or isinstance(exc.__context__, ssl.SSLError):
         hint = "set 'ca_file' to the certificates of a private authority; never switch verification off"
         return StoreUnavailableError(f"{what}: the host's certificate was not accepted", path=what, hint=hint)
-    return StoreUnavailableError(f"{what}: the host did not answer as it should: {type(exc).__name__}", path=what)
+    hint = "check 'endpoint' and 'region', and whether this machine reaches the host; then try again"
+    message = f"{what}: the host did not answer as it should: {type(exc).__name__}"
+    return StoreUnavailableError(message, path=what, hint=hint)
 
 
 def http_status(exc: BaseException | None) -> int | None:

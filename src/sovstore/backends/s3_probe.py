@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _WRITERS = 4
+#: Pages of old versions: more than a check can have left.
+_VERSION_PAGES = 100
 #: How an ETag may be written in a header.
 _FORMS: Mapping[str, Callable[[str], str]] = {"quoted": '"{}"'.format, "bare": str}
 
@@ -338,19 +340,41 @@ class _Prober:
 
     async def purge(self, *, versions: bool) -> None:
         """Delete what lies in the scratch folder; with `versions` also all that ever lay there."""
-        prefix = f"{self._backend.prefix}{self._scratch}/"
         await self._backend.delete([found.name async for found in self._backend.list(self._scratch, recursive=True)])
-        while versions:
-            page = await self._backend.client.call("", "list_object_versions", Prefix=prefix)
-            old = [v for kind in ("Versions", "DeleteMarkers") for v in page.get(kind, ())]
-            old = [v for v in old if v["Key"].startswith(prefix)]
-            for version in old:
-                with suppress(ObjectNotFoundError):
-                    await self._backend.client.call(
-                        "", "delete_object", Key=version["Key"], VersionId=version["VersionId"]
-                    )
-            if not old or not page.get("IsTruncated"):
-                return
+        if versions:
+            await purge_versions(self._backend, self._scratch)
+
+
+async def purge_versions(backend: S3Backend, folder: str) -> None:
+    """Delete all versions and delete markers below a folder.
+
+    Raises
+    ------
+    StoreError
+        When the host does not let go of them, or lists others for ever.
+    """
+    deleted: set[tuple[str, str]] = set()
+    # Always the first page, since what was on it is gone. The host could go on sending one, old or made up.
+    for _ in range(_VERSION_PAGES):
+        found, more = await _versions(backend, f"{backend.prefix}{folder}/")
+        for key, version in found - deleted:
+            with suppress(ObjectNotFoundError):
+                await backend.client.call("", "delete_object", Key=key, VersionId=version)
+        if not found or not more:
+            return
+        if found <= deleted:
+            break
+        deleted |= found
+    raise StoreError(f"{folder}: the host does not stop listing versions that were deleted", path=folder)
+
+
+async def _versions(backend: S3Backend, prefix: str) -> tuple[set[tuple[str, str]], bool]:
+    """Return one page of versions, and whether there is another one."""
+    page = await backend.client.call("", "list_object_versions", Prefix=prefix)
+    found = [version for kind in ("Versions", "DeleteMarkers") for version in page.get(kind, ())]
+    # What the host lists beside the prefix is not ours to delete.
+    ours = {(v["Key"], v.get("VersionId", "null")) for v in found if v.get("Key", "").startswith(prefix)}
+    return ours, bool(page.get("IsTruncated"))
 
 
 def _trusted(place: Place) -> ssl.SSLContext | bool:

@@ -133,7 +133,7 @@ async def _cleaned(whole: Backend, place: Place, scratch: str) -> AsyncIterator[
     try:
         yield cleaning
     except BaseException:
-        if left := await _clean(whole, place, scratch, looks=_LOOKS):
+        if left := await _clean(whole, place, scratch, looks=_LOOKS, versions=True):
             _log.warning("%s/%s: could not be cleaned up: %s", place.root, scratch, left)
         raise
     left = await _clean(whole, place, scratch, looks=1)
@@ -142,14 +142,19 @@ async def _cleaned(whole: Backend, place: Place, scratch: str) -> AsyncIterator[
         cleaning.findings.append(Finding("clean-up", "failed", left, cost))
 
 
-async def _clean(whole: Backend, place: Place, scratch: str, *, looks: int) -> str:
-    """Delete all that lies in the scratch folder; return what kept it from that, or ''."""
+async def _clean(whole: Backend, place: Place, scratch: str, *, looks: int, versions: bool = False) -> str:
+    """Delete all that lies in the scratch folder; return what kept it from that, or ''.
+
+    With `versions` also what lay there, which the probe does at its end where it came so far.
+    """
     try:
         for look in range(looks):
             if look:
                 await asyncio.sleep(_PAUSE_S)
             await _emptied(whole, scratch)
             await _sweep(place, scratch)
+        if versions:
+            await _without_versions(whole, place, scratch)
         await _without_folders(whole, scratch)
         left = [found async for found in whole.list(scratch, recursive=True)]
         return f"{len(left)} objects are left" if left else ""
@@ -162,6 +167,18 @@ async def _emptied(whole: Backend, scratch: str) -> None:
     names = [found.name async for found in whole.list(scratch, recursive=True) if not found.folder]
     with suppress(SovstoreError):
         await whole.delete(names)
+
+
+async def _without_versions(whole: Backend, place: Place, scratch: str) -> None:
+    if place.provider.driver != "s3":
+        return
+    from sovstore.backends.s3 import S3Backend
+    from sovstore.backends.s3_probe import purge_versions
+
+    if isinstance(whole, S3Backend):
+        # Not every host knows the question, and one that keeps no versions has none to delete.
+        with suppress(SovstoreError):
+            await whole.on_loop(purge_versions(whole, scratch))
 
 
 async def _sweep(place: Place, scratch: str) -> None:
