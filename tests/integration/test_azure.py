@@ -1267,3 +1267,19 @@ def test_a_process_that_closes_nothing_ends_in_silence(azurite_server, container
     command = [sys.executable, "-W", "always::ResourceWarning", "-c", _FORGETFUL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_token_is_for_storage_only():
+    asked = []
+
+    class Inner:
+        async def get_token(self, *scopes, **options):
+            asked.append(scopes)
+            return "token"
+
+    tokens = azure_credentials.StorageTokens(Inner(), "https://acc.blob.core.sovcloud-api.fr")
+    for scope in ("https://storage.azure.com/.default", "https://acc.blob.core.sovcloud-api.fr/.default"):
+        assert asyncio.run(tokens.get_token(scope, enable_cae=True)) == "token"
+    with pytest.raises(StoreError, match="another service"):
+        asyncio.run(tokens.get_token("https://management.azure.com/.default"))
+    assert len(asked) == 2

@@ -15,7 +15,7 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 
 from sovstore.backends import credentials
 from sovstore.backends.base import Place
-from sovstore.errors import ConfigError, MissingDependencyError
+from sovstore.errors import ConfigError, MissingDependencyError, StoreError
 from sovstore.secret import Secret
 
 #: The options of the driver and their types.
@@ -102,7 +102,51 @@ class Login:
                 "azure-identity is not installed", hint="pip install 'sovstore[azure]'"
             ) from exc
         options = {"authority": self.authority, "managed_identity_client_id": self.client_id}
-        return DefaultAzureCredential(**{key: value for key, value in options.items() if value})
+        inner = DefaultAzureCredential(**{key: value for key, value in options.items() if value})
+        return StorageTokens(inner, self.endpoint)
+
+
+class StorageTokens:
+    """Entra ID credentials that give out tokens for storage only.
+
+    The SDK asks for a token of the service that the host names in its refusal: a hostile one would name another.
+
+    Parameters
+    ----------
+    inner : credential
+        Of azure-identity.
+    endpoint : str
+        Of the store: some hosts have an audience of their own.
+    """
+
+    def __init__(self, inner: Any, endpoint: str) -> None:
+        self._inner = inner
+        host = urlsplit(endpoint).hostname
+        self._scopes = {"https://storage.azure.com/.default", f"https://{host}/.default"}
+
+    async def get_token(self, *scopes: str, **options: Any) -> Any:
+        """Return a token, as `azure.core.credentials_async.AsyncTokenCredential`.
+
+        Raises
+        ------
+        StoreError
+            When it would not be for storage.
+        """
+        if not self._scopes.issuperset(scopes):
+            raise StoreError("the host asked for a token of another service than storage")
+        return await self._inner.get_token(*scopes, **options)
+
+    async def close(self) -> None:
+        """Close the connections to Entra ID."""
+        await self._inner.close()
+
+    async def __aenter__(self) -> StorageTokens:
+        """Return the credentials."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close them."""
+        await self.close()
 
 
 def find_login(place: Place) -> Login:

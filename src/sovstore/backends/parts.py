@@ -257,10 +257,15 @@ class PartUpload(Upload):
     async def _commit(self) -> None:
         if not self._begun:
             await self._put(_whole(self._body, self._filled), self._filled)
+            self._close_body()
         else:
             await self._launch_part(len(self._tasks))
             await self._finish(await asyncio.gather(*self._tasks))
         self._done = True
+
+    def _close_body(self) -> None:
+        if not isinstance(self._body, bytearray):
+            self._body.close()
 
     async def abort(self) -> None:
         """Stop what is on its way and make the host forget it."""
@@ -271,8 +276,7 @@ class PartUpload(Upload):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if not isinstance(self._body, bytearray):
-            self._body.close()
+        self._close_body()
         self._free.clear()
         if self._begun and not self._done:
             await self._discard()
