@@ -249,7 +249,7 @@ class S3Backend(LoopBackend):
         upload = S3Upload(self, target, self.sizes.of(found.size, name=target), create=create, if_match=if_match)
         try:
             # By one request, if it is that small: more hosts keep a condition on it.
-            small = found.size <= self.sizes.part or self.sizes.equal
+            small = found.size <= max(PART, self._place.provider.get("part_min")) or self.sizes.equal
             if small or not await self._copy_parts(upload, source, head, found):
                 await self._copy_through(upload, source, head, found)
         except BaseException:
@@ -257,10 +257,10 @@ class S3Backend(LoopBackend):
             raise
 
     async def _copy_through(self, upload: S3Upload, source: str, head: bytes, found: Stat) -> None:
-        """Copy through this process, a part at a time."""
+        """Copy through this process, a little at a time."""
         await upload.write(head)
-        for start in range(len(head), found.size, self.sizes.part):
-            await upload.write(await self._whole(source, start, found, min(start + self.sizes.part, found.size)))
+        for start in range(len(head), found.size, PART):
+            await upload.write(await self._whole(source, start, found, min(start + PART, found.size)))
         await upload.commit()
 
     async def _whole(self, name: str, start: int, found: Stat, end: int) -> bytes | bytearray:
