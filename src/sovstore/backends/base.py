@@ -10,6 +10,7 @@ from typing import Any
 
 from sovstore.backends.probe import Probe
 from sovstore.backends.providers import Provider
+from sovstore.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError
 
 #: Where unfinished writes lie, below the root.
 TEMPORARY = ".sovstore/tmp"
@@ -211,6 +212,25 @@ class Backend(ABC):
         ObjectChangedError
             When the source has not, or not any more, the ETag `etag`. Nothing has changed then.
         """
+
+    async def look_first(self, name: str, *, create: bool, if_match: str | None) -> None:
+        """Keep a condition by looking, where the host keeps none: another writer may still come between.
+
+        Raises
+        ------
+        ObjectExistsError, ObjectChangedError, ObjectNotFoundError
+            When it does not hold.
+        """
+        try:
+            found = await self.stat(name)
+        except ObjectNotFoundError:
+            if if_match is not None:
+                raise
+            return
+        if create:
+            raise ObjectExistsError(f"{name}: exists already", path=name)
+        if if_match is not None and found.etag != if_match:
+            raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
 
     async def make_folder(self, name: str) -> None:  # noqa: B027  # most hosts have no folders to make
         """Make a folder and its parents where folders are real; else do nothing."""

@@ -310,22 +310,11 @@ class _GenericUpload(Upload):
     async def commit(self) -> None:
         """Check the condition, then close the file and move it into place."""
         if self._create or self._if_match is not None:
-            await self._check()
+            await self._backend.look_first(self._name, create=self._create, if_match=self._if_match)
         with _mapped(self._name):
             await self._backend._in_thread(self._file.close)
         if self._temporary is not None:
             await self._backend.publish(self._temporary, self._name)
-
-    async def _check(self) -> None:
-        try:
-            found = await self._backend.stat(self._name)
-        except ObjectNotFoundError:
-            if not self._create:
-                raise
-            return
-        if self._create:
-            raise ObjectExistsError(f"{self._name}: exists already", path=self._name)
-        _check_etag(self._name, self._if_match, found.etag)
 
     def forget(self) -> None:
         """Keep the finaliser of the file from committing it."""

@@ -280,7 +280,7 @@ class ObstoreBackend(LoopBackend):
         elif if_match is not None and "put:replace" in self.conditions:
             mode = {"e_tag": self.quoted(if_match)}
         elif create or if_match is not None:
-            await self._look_first(name, create=create, if_match=if_match)
+            await self.look_first(name, create=create, if_match=if_match)
         try:
             async with self._request(name):
                 await obstore.put_async(self._writing, self._path(name), body, mode=mode, use_multipart=False)
@@ -288,19 +288,6 @@ class ObstoreBackend(LoopBackend):
             # A request whose reply was lost is sent again, and meets what it did itself.
             if not await self._landed(name, body):
                 raise
-
-    async def _look_first(self, name: str, *, create: bool, if_match: str | None) -> None:
-        """Keep a condition by looking, where the host does not: another writer may still come between."""
-        try:
-            found = await self._head(name)
-        except ObjectNotFoundError:
-            if if_match is not None:
-                raise
-            return
-        if create:
-            raise ObjectExistsError(f"{name}: exists already", path=name)
-        if found.etag != if_match:
-            raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
 
     async def _landed(self, name: str, body: bytearray) -> bool:
         with suppress(ObjectNotFoundError):

@@ -23,7 +23,6 @@ from sovstore.backends.s3_client import S3Client, http_status
 from sovstore.backends.s3_upload import S3Upload
 from sovstore.errors import (
     ObjectChangedError,
-    ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
     StoreUnavailableError,
@@ -339,21 +338,6 @@ class S3Backend(LoopBackend):
         """Return what the host itself is seen to do."""
         self.after_fork()
         return await self.on_loop(s3_probe.probe(self, self._place, scratch))
-
-    # Conditions that the host does not keep
-
-    async def look_first(self, name: str, *, create: bool, if_match: str | None) -> None:
-        """Keep a condition by looking, where the host does not: another writer may still come between."""
-        try:
-            found = await self.head(name)
-        except ObjectNotFoundError:
-            if if_match is not None:
-                raise
-            return
-        if create:
-            raise ObjectExistsError(f"{name}: exists already", path=name)
-        if if_match is not None and found.etag != if_match:
-            raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
 
 
 async def _received(stream: Any, size: int) -> bytearray:  # aiohttp's stream
