@@ -51,7 +51,7 @@ lint: venv ## Run ruff, mypy and the import contracts
 
 pytest: venv
 	@echo "- all tests, servers required: $(or $(SOVSTORE_TEST_REQUIRE),none)"
-	@SOVSTORE_TEST_REQUIRE='$(SOVSTORE_TEST_REQUIRE)' $(BIN)/pytest -q -n $(WORKERS) $(ARGS)
+	@SOVSTORE_TEST_REQUIRE='$(SOVSTORE_TEST_REQUIRE)' $(BIN)/pytest -q -n $(WORKERS) --maxschedchunk 2 $(ARGS)
 
 unit: venv ## Run the tests that need no server; ARGS="..." goes to pytest
 	@$(BIN)/pytest -q -n $(WORKERS) -m 'not server' $(ARGS)

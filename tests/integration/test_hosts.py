@@ -256,7 +256,7 @@ def _race(work: list[Callable[[], Any]]) -> list[Any]:
 
 @pytest.mark.parametrize("size", [1000, _LARGE])
 def test_two_clients_write_one_object(store: Path, size: int) -> None:
-    """Without a condition the last one wins; what is there is one of them, whole."""
+    """Without a condition the last one wins, or is told that it lost; what is there is one of them, whole."""
     contents = [hashlib.shake_128(bytes([n])).digest(1000) * (size // 1000) for n in range(3)]
 
     async def write(data: bytes) -> None:
@@ -264,8 +264,11 @@ def test_two_clients_write_one_object(store: Path, size: int) -> None:
         await fs._pipe_file("object", data)
         await fs.close()
 
-    assert _race([lambda data=data: write(data) for data in contents]) == [None] * 3
-    assert open_fs(store).cat_file("object") in contents
+    results = _race([lambda data=data: write(data) for data in contents])
+    # Azure forgets the blocks that other writers have sent when one of them completes.
+    assert all(r is None or isinstance(r, ObjectChangedError) for r in results)
+    winners = [data for data, result in zip(contents, results, strict=True) if result is None]
+    assert open_fs(store).cat_file("object") in winners
 
 
 def test_a_rename_meets_a_writer(store: Path) -> None:
