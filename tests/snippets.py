@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: Lines of shell snippets that set up a machine, or are what runs the tests: not for a test to run.
 #: What pyarrow 26 ends with now and then when a program ends right after it read from any Python file object, also one
 #: that is no store's: a thread of its own meets the end of the interpreter. The snippet itself has passed by then.
 _ARROW_AT_EXIT = "terminate called without an active exception"
+#: Lines of shell snippets that set up a machine, or are what runs the tests: not for a test to run.
 NOT_HERE = re.compile(r"^(make|pip install)\b.*$", re.MULTILINE)
 
 
