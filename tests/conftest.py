@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import azurite, ceph, haproxy, moto, require
+from tests.servers import azurite, ceph, haproxy, moto, openbao, pykmip, require, softhsm
 from tests.servers import secret_service as secret_service_module
 from tests.servers.between import FaultFactory, faults_between
 
@@ -27,12 +27,27 @@ _SERVER_FIXTURES = {
     "azurite_faults": "faults",
     "secret_service": "keyring",
     "os_keyring": "keyring",
+    "openbao_server": "openbao",
+    "pykmip_server": "kmip",
+    "softhsm_token": "softhsm",
 }
 
 _REQUIRED = pytest.StashKey[frozenset[str]]()
 
 #: Variables that could lead a client under test to the developer's accounts, keys or settings.
-_FOREIGN_PREFIXES = ("SOVSTORE_", "XDG_", "AWS_", "AZURE_", "VAULT_", "BAO_", "FSSPEC_", "KEYRING_PROPERTY_")
+_FOREIGN_PREFIXES = (
+    "SOVSTORE_",
+    "XDG_",
+    "AWS_",
+    "AZURE_",
+    "VAULT_",
+    "BAO_",
+    "SCW_",
+    "KMS_",
+    "SOFTHSM2_",
+    "FSSPEC_",
+    "KEYRING_PROPERTY_",
+)
 _FOREIGN_NAMES = ("DBUS_SESSION_BUS_ADDRESS", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -146,6 +161,30 @@ def os_keyring(secret_service: secret_service_module.SecretService, monkeypatch:
     for name, value in secret_service.environment.items():
         monkeypatch.setenv(name, value)
     _forget_keyring(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def openbao_server(pytestconfig: pytest.Config) -> Iterator[openbao.OpenBaoServer]:
+    """A real OpenBao over TLS, unsealed; a test that seals or stops one starts its own."""
+    require.skip_or_fail("openbao", openbao.missing(), pytestconfig.stash[_REQUIRED])
+    with openbao.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pykmip_server(pytestconfig: pytest.Config) -> Iterator[pykmip.PyKMIPServer]:
+    """A real KMIP server (PyKMIP) with mutual TLS."""
+    require.skip_or_fail("kmip", pykmip.missing(), pytestconfig.stash[_REQUIRED])
+    with pykmip.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def softhsm_token(pytestconfig: pytest.Config) -> Iterator[softhsm.SoftHSMToken]:
+    """A real PKCS#11 token (SoftHSM), initialised, without keys."""
+    require.skip_or_fail("softhsm", softhsm.missing(), pytestconfig.stash[_REQUIRED])
+    with softhsm.start() as token:
+        yield token
 
 
 @pytest.fixture(scope="session")

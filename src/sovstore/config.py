@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from sovstore.backends import providers
 from sovstore.backends.providers import Provider
 from sovstore.config_file import write_settings
 from sovstore.config_secrets import Stray
-from sovstore.config_store import SETTINGS, StoreConfig, describe, location, nearest, refuse_unknown
+from sovstore.config_store import LISTS, SETTINGS, StoreConfig, describe, location, nearest, refuse_unknown
 from sovstore.errors import ConfigError
+from sovstore.kms import settings
 from sovstore.kms.base import Access
+from sovstore.kms.settings import Service
+from sovstore.trail import Trail
 
 __all__ = [
     "SETTINGS",
@@ -115,10 +118,10 @@ def load(explicit: str | os.PathLike[str] | None = None) -> Config:
         When the file is no TOML, or it or the environment holds a secret, or a setting that is unknown or of the
         wrong type; names the nearest known one.
     """
-    path, tables, known = _tables(explicit)
-    variables = _override(tables, os.environ)
-    stores = {name: _store(name, table, path, known, variables.get(name, {})) for name, table in tables.items()}
-    return Config(path, stores, known)
+    file = _read_all(explicit)
+    variables = _override(file.stores, os.environ)
+    stores = {name: _store(name, table, file, variables.get(name, {})) for name, table in file.stores.items()}
+    return Config(file.path, stores, file.providers)
 
 
 def with_secrets(explicit: str | os.PathLike[str] | None, name: str) -> tuple[StoreConfig, list[Stray]]:
@@ -129,15 +132,15 @@ def with_secrets(explicit: str | os.PathLike[str] | None, name: str) -> tuple[St
     ConfigError
         When there is no such table, or it is wrong in another way.
     """
-    path, tables, known = _tables(explicit)
-    if path is None or name not in tables:
+    file = _read_all(explicit)
+    if file.path is None or name not in file.stores:
         # Its error says what to do about it.
-        return Config(path, {other: StoreConfig(other) for other in tables}).store(name), []
-    where = location(name, path)
-    strays = config_secrets.find(tables[name], where)
-    _override(tables, os.environ)
-    table = tables[name]
-    return describe(name, config_secrets.without(table, config_secrets.find(table, where)), path, known), strays
+        return Config(file.path, {other: StoreConfig(other) for other in file.stores}).store(name), []
+    where = location(name, file.path)
+    strays = config_secrets.find(file.stores[name], where)
+    _override(file.stores, os.environ)
+    table = file.stores[name]
+    return file.describe(name, config_secrets.without(table, config_secrets.find(table, where))), strays
 
 
 def variable_of(store: str, setting: str) -> str:
@@ -149,48 +152,93 @@ def _shouted(store: str) -> str:
     return store.upper().replace("-", "_")
 
 
-def _store(
-    name: str, table: Mapping[str, Any], path: Path | None, known: Mapping[str, Provider], variables: Mapping[str, str]
-) -> StoreConfig:
-    where = location(name, path)
+@dataclass(frozen=True)
+class _File:
+    """What one file says, the tables of its stores still as TOML has them."""
+
+    path: Path | None
+    stores: dict[str, dict[str, Any]]
+    providers: Mapping[str, Provider]
+    services: tuple[Service, ...] = ()
+    audit_file: Path | None = None
+
+    def describe(self, name: str, table: Mapping[str, Any]) -> StoreConfig:
+        """Return what the table of a store says, with what the file says for all stores."""
+        described = describe(name, table, self.path, self.providers)
+        return replace(described, services=self.services, audit_file=self.audit_file)
+
+
+def _store(name: str, table: Mapping[str, Any], file: _File, variables: Mapping[str, str]) -> StoreConfig:
+    where = location(name, file.path)
     strays = config_secrets.find(table, where)
-    described = describe(name, config_secrets.without(table, strays), path, known)
+    described = file.describe(name, config_secrets.without(table, strays))
     if strays:
         # Last, since what to do about it depends on the provider.
-        facts = known[described.provider]
+        facts = file.providers[described.provider]
         raise config_secrets.refusal(name, strays, facts, where, variables)
     return described
 
 
-def _tables(
-    explicit: str | os.PathLike[str] | None,
-) -> tuple[Path | None, dict[str, dict[str, Any]], Mapping[str, Provider]]:
-    """Return the file, its tables of stores, and all providers."""
+def _read_all(explicit: str | os.PathLike[str] | None) -> _File:
     path = find(explicit)
     if path is None:
-        return None, {}, providers.catalogue()
-    tables, added = _read(path)
-    return path, tables, providers.extended(added, str(path))
+        return _File(None, {}, providers.catalogue())
+    content = _read(path)
+    return _File(
+        path,
+        _tables(content, "stores", path),
+        providers.extended(_providers(content, path), str(path)),
+        _services(content, path),
+        _audit_file(content, path),
+    )
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}", path=str(path), hint="correct that line") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}", path=str(path)) from exc
-    refuse_unknown(content, ["providers", "stores"], str(path))
-    stores, added = content.get("stores", {}), content.get("providers", {})
-    if not isinstance(added, dict):
-        raise ConfigError(f"{path}: providers is not a table", path=str(path), hint="write [providers.NAME]")
-    for name, table in stores.items() if isinstance(stores, dict) else [("stores", None)]:
+    refuse_unknown(content, ["audit", "kms", "providers", "stores"], str(path))
+    return content
+
+
+def _tables(content: Mapping[str, Any], kind: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Return the tables ``[kind.NAME]`` by name."""
+    tables = content.get(kind, {})
+    for name, table in tables.items() if isinstance(tables, dict) else [(kind, None)]:
         if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name} is not a table", path=str(path), hint="write [stores.NAME]")
+            raise ConfigError(f"{path}: {name} is not a table", path=str(path), hint=f"write [{kind}.NAME]")
         if not _NAME.fullmatch(name):
             hint = "use lower-case letters, digits, '-' and '_', at most 63"
-            raise ConfigError(f"{path}: {name!r} is not a store name", path=str(path), hint=hint)
-    return dict(stores), added
+            what = "a store name" if kind == "stores" else f"a name for [{kind}.NAME]"
+            raise ConfigError(f"{path}: {name!r} is not {what}", path=str(path), hint=hint)
+    return dict(tables)
+
+
+def _providers(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    tables = content.get("providers", {})
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path}: providers is not a table", path=str(path), hint="write [providers.NAME]")
+    return tables
+
+
+def _services(content: Mapping[str, Any], path: Path) -> tuple[Service, ...]:
+    tables = _tables(content, "kms", path)
+    services = [settings.parse(name, table, path.parent, f"kms.{name} in {path}") for name, table in tables.items()]
+    uris = [service.uri for service in services]
+    if len(set(uris)) != len(uris):
+        hint = "give each [kms.NAME] a 'uri' of its own; the longest that a key URI begins with is used"
+        raise ConfigError(f"{path}: two tables of [kms] have the same 'uri'", path=str(path), hint=hint)
+    return tuple(services)
+
+
+def _audit_file(content: Mapping[str, Any], path: Path) -> Path | None:
+    table = content.get("audit", {})
+    if not isinstance(table, dict) or set(table) - {"file"} or not isinstance(table.get("file", ""), str):
+        raise ConfigError(f"{path}: [audit] is not right", path=str(path), hint='write file = "/var/log/audit.jsonl"')
+    return (path.parent / Path(table["file"]).expanduser()).absolute() if table.get("file") else None
 
 
 def _override(tables: dict[str, dict[str, Any]], environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -206,7 +254,7 @@ def _override(tables: dict[str, dict[str, Any]], environ: Mapping[str, str]) -> 
         table = tables[name] = dict(tables.get(name, {}))
         refuse_unknown({setting.lower(): None}, SETTINGS, variable)
         value: Any = environ[variable]
-        if setting.lower() in ("options", "recovery"):
+        if setting.lower() in ("options", *LISTS):
             value = _toml_value(variable, value)
         table[setting.lower()] = value
         origins.setdefault(name, {})[setting.lower()] = variable
@@ -222,7 +270,9 @@ def _toml_value(variable: str, text: str) -> Any:  # TOML has several types
 
 
 def access(store: StoreConfig, ask: Callable[[str], str] | None = None) -> Access:
-    """Return how the drivers of KEKs get a passphrase: ``SOVSTORE_PASSPHRASE``, a file, else `ask`.
+    """Return what the drivers of KEKs need: how services are reached, the audit trail, a way to a passphrase.
+
+    The passphrase comes from ``SOVSTORE_PASSPHRASE``, a file, else `ask`.
 
     Parameters
     ----------
@@ -243,7 +293,7 @@ def access(store: StoreConfig, ask: Callable[[str], str] | None = None) -> Acces
             raise ConfigError(f"store {store.name!r}: needs a passphrase", path=store.name, hint=hint)
         return ask(prompt)
 
-    return Access(passphrase=passphrase)
+    return Access(passphrase, store.services, Trail(store.name, store.audit_file))
 
 
 def _read_passphrase(file: str) -> str:

@@ -7,6 +7,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,10 +20,13 @@ from sovstore.backends.base import Place
 from sovstore.backends.providers import Provider
 from sovstore.config_secrets import has_password
 from sovstore.errors import ConfigError
+from sovstore.kms.settings import Service
 
 _HEX = re.compile(r"[0-9a-f]+")
 #: Provider of a root that is a URL, where it is not any other fsspec filesystem.
 _BY_SCHEME = {"s3": "s3", "s3a": "s3", "abfs": "azure", "abfss": "azure", "az": "azure", "memory": "memory"}
+#: What a store has besides the settings of its table.
+_NO_SETTINGS = ("name", "source", "facts", "services", "audit_file")
 _EXAMPLES = {
     "root": 'write root = "/srv/cohortes", "bucket/prefix" or "container/prefix"',
     "kek": 'write kek = "keyring://sovstore/cohortes" or "keyfile:/path"',
@@ -31,6 +35,10 @@ _EXAMPLES = {
 _REMOTE = ("s3", "azure")
 _REACHED_BY = ("region", "endpoint", "account", "ca_file", "credentials", "transport")
 _TRANSPORTS = ("obstore",)
+#: Settings that are lists, and what of.
+LISTS = {"recovery": "a list of file names", "other_keks": "a list of key URIs", "old_keks": "a list of key URIs"}
+_DURATION = re.compile(r"\d{1,6}[smhd]")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,14 @@ class StoreConfig:
         Folder, bucket/prefix or container/prefix, or a URL.
     kek : str
         Key URI.
+    other_keks : tuple of str
+        URIs of further KEKs that shall open it, wrapped anew at each change of the keyset.
+    old_keks : tuple of str
+        URIs of KEKs that may still unwrap an older keyset, and are wrapped to no more.
+    cache : str
+        How long the opened keyset is used before the KMS is asked again: ``30s``, ``15m``, ``1h``.
+    grace : str
+        How long it may be used beyond that while the KMS cannot be reached.
     names : str
         ``encrypted`` or ``plain``.
     store_id : str or None
@@ -80,12 +96,20 @@ class StoreConfig:
         The file that it was read from.
     facts : Provider or None
         What is known of the provider.
+    services : tuple of Service
+        How the services that hold KEKs are reached.
+    audit_file : Path or None
+        Where the audit trail is appended.
     """
 
     name: str
     provider: str = ""
     root: str = ""
     kek: str = ""
+    other_keks: tuple[str, ...] = ()
+    old_keks: tuple[str, ...] = ()
+    cache: str = "1h"
+    grace: str = "0s"
     names: str = "encrypted"
     store_id: str | None = None
     auth_fingerprint: str | None = None
@@ -102,6 +126,8 @@ class StoreConfig:
     backup: str | None = None
     source: Path | None = None
     facts: Provider | None = None
+    services: tuple[Service, ...] = ()
+    audit_file: Path | None = None
 
     @property
     def place(self) -> Place:
@@ -144,6 +170,16 @@ class StoreConfig:
         return bytes.fromhex(self.store_id)
 
     @property
+    def cache_s(self) -> float:
+        """Seconds that the opened keyset is used."""
+        return _seconds(self.cache)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds that it may be used beyond that."""
+        return _seconds(self.grace)
+
+    @property
     def backup_folder(self) -> Path:
         """Where backup copies of the keyset go."""
         if self.backup is not None:
@@ -151,8 +187,13 @@ class StoreConfig:
         return Path(platformdirs.user_data_path("sovstore")) / "backup"
 
 
+def _seconds(duration: str) -> float:
+    number, unit = duration[:-1], duration[-1]
+    return timedelta(**{_UNITS[unit]: int(number)}).total_seconds()
+
+
 #: The settings that a table may have.
-SETTINGS = tuple(f.name for f in fields(StoreConfig) if f.name not in ("name", "source", "facts"))
+SETTINGS = tuple(f.name for f in fields(StoreConfig) if f.name not in _NO_SETTINGS)
 
 
 def describe(name: str, table: Mapping[str, Any], source: Path | None, known: Mapping[str, Provider]) -> StoreConfig:
@@ -189,6 +230,7 @@ def describe(name: str, table: Mapping[str, Any], source: Path | None, known: Ma
         if key in values:
             values[key] = _absolute(values[key], base)
     values["recovery"] = tuple(_absolute(file, base) for file in values.get("recovery", ()))
+    _settle_keks(values, where)
     return StoreConfig(name=name, source=source, facts=provider, **values)
 
 
@@ -220,14 +262,27 @@ def nearest(word: str, known: Collection[str]) -> str | None:
 def _typed(key: str, value: object, where: str) -> Any:  # settings have several types
     if key == "options":
         good, what = isinstance(value, dict), "a table"
-    elif key == "recovery":
+    elif key in LISTS:
         good = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        what = "a list of file names"
+        what = LISTS[key]
+    elif key in ("cache", "grace"):
+        good, what = isinstance(value, str) and bool(_DURATION.fullmatch(value)), 'a duration: "30s", "15m", "1h"'
     else:
         good, what = isinstance(value, str), "a string"
     if not good:
         raise ConfigError(f"{where}: {key} is not {what}", path=where, hint="correct its type")
     return value
+
+
+def _settle_keks(values: dict[str, Any], where: str) -> None:
+    """Make tuples of the lists of KEKs, and refuse a KEK that is named twice."""
+    named = [values["kek"]]
+    for key in ("other_keks", "old_keks"):
+        values[key] = tuple(values.get(key, ()))
+        named += values[key]
+    if len(set(named)) != len(named):
+        hint = "each key URI stands in one of 'kek', 'other_keks' and 'old_keks', once"
+        raise ConfigError(f"{where}: a KEK is named twice", path=where, hint=hint)
 
 
 def _choice(value: str, allowed: Collection[str], key: str, where: str) -> None:

@@ -43,11 +43,14 @@ class SovstoreError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return what pickle needs; keyword-only arguments do not survive the default."""
-        return _rebuild, (type(self), self.message, self.path, self.hint)
+        return _rebuild, (type(self), self.message, self._keywords())
+
+    def _keywords(self) -> dict[str, str | None]:
+        return {"path": self.path, "hint": self.hint}
 
 
-def _rebuild(cls: type[SovstoreError], message: str, path: str | None, hint: str | None) -> SovstoreError:
-    return cls(message, path=path, hint=hint)
+def _rebuild(cls: type[SovstoreError], message: str, keywords: dict[str, str | None]) -> SovstoreError:
+    return cls(message, **keywords)
 
 
 class ConfigError(SovstoreError, ValueError):
@@ -89,9 +92,35 @@ class PolicyError(SovstoreError):
 
 
 class KMSError(SovstoreError):
-    """The KEK, or the service that holds it, did not do what was asked."""
+    """The KEK, or the service that holds it, did not do what was asked.
+
+    Parameters
+    ----------
+    message, path, hint : str
+        As `SovstoreError`; `path` is the key URI.
+    provider : str, optional
+        The kind of service, such as ``openbao``.
+    request_id : str, optional
+        What the service calls the request, for its operator.
+    """
 
     exit_code = 4
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        path: str | None = None,
+        hint: str | None = None,
+        provider: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.provider = provider
+        self.request_id = request_id
+
+    def _keywords(self) -> dict[str, str | None]:
+        return {**super()._keywords(), "provider": self.provider, "request_id": self.request_id}
 
 
 class NoMatchingKeyError(KMSError):

@@ -203,6 +203,8 @@ def test_config_show(cli, config, monkeypatch):
 provider = "local"
 root = "/elsewhere"
 kek = "keyfile:DIR/kek.key"
+cache = "1h"
+grace = "0s"
 names = "encrypted"
 store_id = "HEX32"
 auth_fingerprint = "HEX64"

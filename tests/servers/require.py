@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
-SERVERS = ("s3", "moto", "azurite", "faults", "keyring")
+SERVERS = ("s3", "moto", "azurite", "faults", "keyring", "openbao", "kmip", "softhsm")
 
 
 def parse_required(value: str) -> frozenset[str]:

@@ -225,9 +225,9 @@ def show(
 
 
 def _settings(described: StoreConfig) -> dict[str, Any]:
-    settings = {
-        key: value for key, value in vars(described).items() if key not in ("name", "source", "facts") and value
-    }
+    from sovstore.config import SETTINGS
+
+    settings = {key: value for key, value in vars(described).items() if key in SETTINGS and value}
     return {key: _without_secrets(list(v) if isinstance(v, tuple) else v) for key, v in settings.items()}
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hmac
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from sovstore.errors import UnwrapError
+from sovstore.errors import KMSError, SovstoreError, UnwrapError
+from sovstore.kms.settings import Service, service_of
+from sovstore.trail import Trail
 
 #: Bytes of a context: a SHA-256 digest.
 CONTEXT = 32
+#: The request under way in each thread.
+_noted = threading.local()
 
 
 @dataclass(frozen=True)
@@ -22,18 +28,34 @@ class Access:
     ----------
     passphrase : callable, optional
         Called with a prompt when a driver needs a passphrase; returns it.
+    services : tuple of Service
+        How services are reached.
+    trail : Trail, optional
+        Where each call is recorded.
     """
 
     passphrase: Callable[[str], str] | None = None
+    services: tuple[Service, ...] = ()
+    trail: Trail | None = None
+
+    def service(self, uri: str) -> Service:
+        """Return how the service that holds the KEK at `uri` is reached."""
+        return service_of(uri, self.services)
 
 
 class WrappingKey(ABC):
     """One KEK. It wraps short secrets, bound to a context, and never shows itself.
 
     Implementations MUST be usable from several threads at once, MUST raise nothing but `KMSError`,
-    `ConfigError` and `MissingDependencyError`, and MUST NOT log, print or pickle a secret. They MAY call a
-    service; each public call is then at most one request, apart from retries.
+    `ConfigError` and `MissingDependencyError`, and MUST NOT log, print or pickle a secret. They MUST work in a child
+    that was forked after they were opened. They MAY call a service: `unwrap` is then one request, apart from retries
+    and a login; `wrap` MAY look first whether the key exists and of what type it is.
     """
+
+    #: What the service is called in errors and in the audit trail; the scheme of its key URIs.
+    provider: ClassVar[str]
+    #: Where each call is recorded; the registry sets it.
+    trail: Trail | None = None
 
     @property
     @abstractmethod
@@ -51,6 +73,16 @@ class WrappingKey(ABC):
     @abstractmethod
     def _decrypt(self, wrapped: bytes, aad: bytes) -> bytes:
         """Return the payload of `_encrypt`. MUST raise `UnwrapError` for any other input."""
+
+    def describe(self) -> Mapping[str, str]:
+        """Return what the service says of the KEK; MAY ask it, which MAY need a right that readers do not have.
+
+        Keys, where known: ``protection_level`` (``software`` or ``hsm``), ``algorithm``, ``version``, ``state``.
+        """
+        return {}
+
+    def close(self) -> None:  # noqa: B027  # a driver may have nothing to close
+        """Close connections and sessions. MAY be called twice; the next call MAY open them again."""
 
     @final
     def wrap(self, secret: bytes, context: bytes) -> bytes:
@@ -74,7 +106,8 @@ class WrappingKey(ABC):
             raise ValueError("a wrap takes a secret of 16 to 64 bytes and a context of 32 bytes")
         # The context is part of the plaintext too, since AES-KW and some HSM keys take no AAD. Here and not in the
         # drivers, so that none can forget it.
-        return self._encrypt(secret + context, context)
+        with self._recorded("wrap"):
+            return self._encrypt(secret + context, context)
 
     @final
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
@@ -87,12 +120,43 @@ class WrappingKey(ABC):
         KMSError
             When the service refuses or does not answer.
         """
-        payload = self._decrypt(wrapped, context)
-        if hmac.compare_digest(payload[-CONTEXT:], context) and 16 + CONTEXT <= len(payload) <= 64 + CONTEXT:
-            return payload[:-CONTEXT]
-        # Not in a traceback's local variables.
-        del payload
-        raise UnwrapError(f"{self.uri}: did not unwrap", path=self.uri)
+        with self._recorded("unwrap"):
+            payload = self._decrypt(wrapped, context)
+            if hmac.compare_digest(payload[-CONTEXT:], context) and 16 + CONTEXT <= len(payload) <= 64 + CONTEXT:
+                return payload[:-CONTEXT]
+            # Not in a traceback's local variables.
+            del payload
+            raise self.refused()
+
+    @final
+    def refused(self) -> UnwrapError:
+        """Return the error for whatever does not unwrap: one message for all causes."""
+        return UnwrapError(f"{self.uri}: did not unwrap", path=self.uri, provider=self.provider)
+
+    @final
+    def note_request(self, request_id: str | None) -> None:
+        """Note what the service calls the request under way in this thread, for the audit trail."""
+        _noted.request_id = request_id
+
+    @contextmanager
+    def _recorded(self, action: str) -> Iterator[None]:
+        """Write a line of the audit trail for one call, whatever comes of it."""
+        if self.trail is None:
+            yield
+            return
+        self.trail.check()
+        self.note_request(None)
+        outcome, request_id = "interrupted", None
+        try:
+            yield
+            outcome = "done"
+        except SovstoreError as exc:
+            outcome = type(exc).__name__
+            request_id = exc.request_id if isinstance(exc, KMSError) else None
+            raise
+        finally:
+            noted: str | None = getattr(_noted, "request_id", None)
+            self.trail.record(action, outcome, kek=self.uri, provider=self.provider, request_id=request_id or noted)
 
     def __repr__(self) -> str:
         """Return the class and the URI."""

@@ -7,7 +7,6 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sovstore.errors import UnwrapError
 from sovstore.kms.base import WrappingKey
 from sovstore.secret import Secret
 
@@ -25,6 +24,8 @@ class LocalKey(WrappingKey):
     key : Secret
         32 bytes.
     """
+
+    provider = "local"
 
     def __init__(self, uri: str, key: Secret) -> None:
         self._uri = uri
@@ -44,4 +45,4 @@ class LocalKey(WrappingKey):
         try:
             return self._aead.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], aad)
         except (InvalidTag, ValueError) as exc:
-            raise UnwrapError(f"{self._uri}: did not unwrap", path=self._uri) from exc
+            raise self.refused() from exc

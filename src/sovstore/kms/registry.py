@@ -9,7 +9,17 @@ from sovstore.errors import ConfigError, PolicyError
 from sovstore.kms.base import Access, WrappingKey
 
 #: Scheme to module; the one table of the library.
-_DRIVERS = {"keyring": "sovstore.kms.keyring", "keyfile": "sovstore.kms.keyfile"}
+_DRIVERS = {
+    "openbao": "sovstore.kms.openbao",
+    "vault": "sovstore.kms.openbao",
+    "pkcs11": "sovstore.kms.pkcs11",
+    "kmip": "sovstore.kms.kmip",
+    "okms": "sovstore.kms.okms",
+    "scw-kms": "sovstore.kms.scaleway",
+    "eviden-kms": "sovstore.kms.eviden",
+    "keyring": "sovstore.kms.keyring",
+    "keyfile": "sovstore.kms.keyfile",
+}
 #: KEKs under the law that the product exists to escape: recognised only to be refused.
 _REFUSED = ("awskms", "aws-kms", "arn", "gcpkms", "gcp-kms", "azurekeyvault")
 
@@ -42,6 +52,7 @@ def open_key(uri: str, access: Access) -> WrappingKey:
         As the driver says.
     """
     key: WrappingKey = _driver(uri).open_key(uri, access)
+    key.trail = access.trail
     return key
 
 
@@ -59,6 +70,7 @@ def create_key(uri: str, access: Access) -> WrappingKey:
             f"{uri}: keys are made in the service itself", path=uri, hint="make it there, then run this again"
         )
     key: WrappingKey = driver.create_key(uri, access)
+    key.trail = access.trail
     return key
 
 
