@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fsspec.asyn import get_loop, sync
 
-from sovstore import config, store
+from sovstore import config, store_creation
 from sovstore.filesystem import SovFileSystem
 
 MIB = 2**20
@@ -39,7 +39,9 @@ def _store(folder: Path) -> SovFileSystem:
     described = config.load(file).store("bench")
 
     async def make() -> None:
-        await store.create(described, config.access(described), lambda made: config.write_settings(file, "bench", made))
+        await store_creation.create(
+            described, config.access(described), lambda made: config.write_settings(file, "bench", made)
+        )
 
     sync(get_loop(), make)
     fs = SovFileSystem("bench", config=str(file))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sovstore import config, store
+from sovstore import config, store_creation
 from sovstore.filesystem import SovFileSystem
 
 #: Looked for in everything that is printed, logged, pickled or stored: it must be nowhere.
@@ -38,7 +38,9 @@ def make_store(
     }
     config.write_settings(file, name, table)
     described = config.load(file).store(name)
-    asyncio.run(store.create(described, config.access(described), lambda made: config.write_settings(file, name, made)))
+    asyncio.run(
+        store_creation.create(described, config.access(described), lambda made: config.write_settings(file, name, made))
+    )
     return file
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from uuid import uuid4
 
-import platformdirs
-
+from sovstore import keyset_copies as copies
 from sovstore.backends.base import Backend
-from sovstore.config import StoreConfig
+from sovstore.config import StoreConfig, variable_of
 from sovstore.errors import (
     ConfigError,
     IntegrityError,
+    KMSUnavailableError,
     NoMatchingKeyError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -25,12 +21,13 @@ from sovstore.errors import (
 )
 from sovstore.format.keyset import MAX_FILE, Keyset, ParsedKeyset, parse
 from sovstore.format.recovery import Recipient, RecoveryKey
+from sovstore.keyset_copies import LOCATION
 from sovstore.kms import registry
 from sovstore.kms.base import Access, WrappingKey
 from sovstore.secret import Secret
 
-LOCATION = ".sovstore/keyset.json"
-_log = logging.getLogger("sovstore")
+#: Where every version lies under a name of its own, below the root.
+HISTORY = ".sovstore/keyset"
 
 
 async def fetch(backend: Backend, config: StoreConfig) -> bytes:
@@ -45,7 +42,7 @@ async def fetch(backend: Backend, config: StoreConfig) -> bytes:
         # One byte more than is allowed: a longer file is refused by `parse` without reading all of it.
         return bytes(await backend.read(LOCATION, 0, MAX_FILE + 1))
     except ObjectNotFoundError as exc:
-        if config.store_id and newest_backup(config):
+        if config.store_id and copies.newest_backup(config):
             what, hint = (
                 "its keyset is gone from the host",
                 f"'sovstore keys restore {config.name}' puts the backup copy back",
@@ -60,36 +57,107 @@ async def fetch(backend: Backend, config: StoreConfig) -> bytes:
         raise ObjectNotFoundError(f"store {config.name!r}: {what}", path=LOCATION, hint=hint) from exc
 
 
-def unlock(raw: bytes, config: StoreConfig, access: Access) -> Keyset:
-    """Return the keyset that the configured KEK opens, authenticated. One call to the KMS.
+class Keks:
+    """The KEKs that a store is configured for, each opened when it is first needed and kept open.
+
+    Parameters
+    ----------
+    config : StoreConfig
+        Names them.
+    access : Access
+        How they are reached.
+    """
+
+    def __init__(self, config: StoreConfig, access: Access) -> None:
+        self.config = config
+        self.access = access
+        self._opened: dict[str, WrappingKey] = {}
+
+    def open(self, uri: str, *, make: bool = False) -> WrappingKey:
+        """Return a KEK.
+
+        Parameters
+        ----------
+        make : bool
+            Make it, where it is one of this machine and there is none.
+
+        Raises
+        ------
+        ConfigError, PolicyError, KMSError
+            As `sovstore.kms.registry.open_key`.
+        """
+        if uri not in self._opened:
+            new = make and not registry.key_exists(uri)
+            self._opened[uri] = (registry.create_key if new else registry.open_key)(uri, self.access)
+        return self._opened[uri]
+
+    def primary(self) -> WrappingKey:
+        """Return the KEK that opens the store."""
+        return self.open(self.config.kek)
+
+    def all(self) -> list[WrappingKey]:
+        """Return all KEKs that shall open the store."""
+        return [self.open(uri) for uri in (self.config.kek, *self.config.other_keks)]
+
+    def for_keyset(self, labels: Collection[str]) -> tuple[WrappingKey, bool]:
+        """Return the KEK to unwrap a keyset with, and whether a label of the keyset names it.
+
+        The labels are the host's word: they choose among the KEKs that the configuration names, and can name no other.
+        There is no way from one KEK to the next when the first does not answer: that would be a guess.
+        """
+        config = self.config
+        for uri in (config.kek, *config.other_keks, *config.old_keks):
+            if registry.label(uri) in labels:
+                return self.open(uri), True
+        return self.primary(), False
+
+    def close(self) -> None:
+        """Close connections and sessions; the next use opens them again."""
+        for kek in self._opened.values():
+            kek.close()
+        self._opened.clear()
+
+
+def unlock(raw: bytes, config: StoreConfig, access: Access | Keks) -> Keyset:
+    """Return the keyset that a configured KEK opens, authenticated. One call to the KMS.
+
+    Parameters
+    ----------
+    access : Access or Keks
+        How KEKs are reached, or those that are open already.
 
     Raises
     ------
     FormatError, IntegrityError
         When it is not the authentic keyset of the configured store.
     NoMatchingKeyError
-        When the configured KEK is none of those that wrap it.
+        When none of the configured KEKs wraps it.
+    PolicyError
+        When the policy refuses the key holder or the host.
     KMSError
         When the KEK cannot be used.
     """
     parsed = parse(raw)
     context = parsed.context(config.identity)
-    kek = registry.open_key(config.kek, access)
-    ksk = _unwrap(parsed, kek, context, config)
+    keks = access if isinstance(access, Keks) else Keks(config, access)
+    try:
+        ksk = _unwrap(parsed, keks, context, config)
+    except KMSUnavailableError as exc:
+        raise _with_others(exc, parsed, config) from exc
     return parsed.unlock(ksk, config.identity)
 
 
-def _unwrap(parsed: ParsedKeyset, kek: WrappingKey, context: bytes, config: StoreConfig) -> Secret:
-    labelled = parsed.wraps.get(kek.uri)
+def _unwrap(parsed: ParsedKeyset, keks: Keks, context: bytes, config: StoreConfig) -> Secret:
+    kek, labelled = keks.for_keyset(parsed.wraps)
     cause: UnwrapError | None = None
     # The labels are not authentic before the tag is. When none is ours, the key may have moved or the host may have
     # relabelled it: every wrap is tried with the one configured KEK, and never with any other.
-    for wrapped in [labelled] if labelled is not None else parsed.wraps.values():
+    for wrapped in [parsed.wraps[kek.uri]] if labelled else parsed.wraps.values():
         try:
             return Secret(kek.unwrap(wrapped, context))
         except UnwrapError as exc:
             cause = exc
-    if labelled is not None:
+    if labelled:
         hint = "the host altered it, or the key at that URI is another one; see 'sovstore keys restore'"
         raise IntegrityError(
             f"store {config.name!r}: the keyset failed authentication", path=LOCATION, hint=hint
@@ -99,6 +167,17 @@ def _unwrap(parsed: ParsedKeyset, kek: WrappingKey, context: bytes, config: Stor
     raise NoMatchingKeyError(
         f"store {config.name!r}: {kek.uri} does not open its keyset", path=LOCATION, hint=hint
     ) from cause
+
+
+def _with_others(error: KMSUnavailableError, parsed: ParsedKeyset, config: StoreConfig) -> KMSUnavailableError:
+    """Return the error with a hint at another configured KEK that the keyset names."""
+    others = [u for u in config.other_keks if registry.label(u) in parsed.wraps and registry.label(u) != error.path]
+    if not others:
+        return error
+    hint = f"{error.hint}; the store is opened by {others[0]} too: {variable_of(config.name, 'kek')}='{others[0]}'"
+    return KMSUnavailableError(
+        error.message, path=error.path, hint=hint, provider=error.provider, request_id=error.request_id
+    )
 
 
 def unlock_with_recovery(raw: bytes, config: StoreConfig, key: RecoveryKey) -> Keyset:
@@ -150,19 +229,37 @@ async def publish(
     ObjectExistsError, ObjectChangedError
         When there is a keyset already, or another one than `replaces`.
     """
-    raw = await asyncio.to_thread(_wrap, keyset, keks, recipients(config))
-    digest = hashlib.sha256(raw).hexdigest()[:32]
-    await _write(backend, f".sovstore/keyset/{keyset.version}-{digest}.json", raw, create=False, if_match=None)
-    await _write(backend, LOCATION, raw, create=replaces is None, if_match=replaces)
-    if await fetch(backend, config) != raw:
-        hint = "another client changed the keyset at the same time, or the host lies; run the command again"
-        raise IntegrityError(f"store {config.name!r}: the host does not return the keyset that was written", hint=hint)
-    await asyncio.to_thread(save_backup, config, keyset, raw)
-    remember(keyset)
+    raw = await asyncio.to_thread(wrap_anew, keyset, keks, recipients(config))
+    await write_version(backend, config, keyset, raw, create=replaces is None, if_match=replaces)
     return raw
 
 
-def _wrap(keyset: Keyset, keks: Sequence[WrappingKey], to: Sequence[Recipient]) -> bytes:
+async def write_version(
+    backend: Backend, config: StoreConfig, keyset: Keyset, raw: bytes, *, create: bool, if_match: str | None
+) -> None:
+    """Write the bytes of a version to the host, under its own name and then as the current one, and keep a copy here.
+
+    Raises
+    ------
+    ObjectExistsError, ObjectChangedError
+        When a condition does not hold; the current one is then as it was.
+    IntegrityError
+        When the host does not return what was written.
+    """
+    digest = hashlib.sha256(raw).hexdigest()[:32]
+    await _write(backend, f"{HISTORY}/{keyset.version}-{digest}.json", raw, create=False, if_match=None)
+    await _write(backend, LOCATION, raw, create=create, if_match=if_match)
+    found = await fetch(backend, config)
+    # Another client may have made its change of this version already. That one is authenticated when it is opened.
+    if found != raw and parse(found).version <= keyset.version:
+        hint = "another client changed the keyset at the same time, or the host lies; run the command again"
+        raise IntegrityError(f"store {config.name!r}: the host does not return the keyset that was written", hint=hint)
+    await asyncio.to_thread(copies.save_backup, config, keyset, raw)
+    copies.remember(keyset)
+
+
+def wrap_anew(keyset: Keyset, keks: Sequence[WrappingKey], to: Sequence[Recipient]) -> bytes:
+    """Return the bytes of a version: a fresh KSK, wrapped once by each KEK and sealed to each recipient."""
     draft = keyset.draft(to)
     return draft.finish({kek.uri: kek.wrap(draft.ksk.reveal(), draft.context) for kek in keks})
 
@@ -202,37 +299,6 @@ def read_file(file: str) -> bytes:
         raise ConfigError(f"{file}: cannot be read: {exc.strerror}", path=file, hint="check the path") from exc
 
 
-def _backups(config: StoreConfig) -> Path:
-    return config.backup_folder / config.identity.hex()
-
-
-def newest_backup(config: StoreConfig) -> Path | None:
-    """Return the backup copy of the highest version, or None."""
-    found = [path for path in _backups(config).glob("*.json") if path.stem.isdecimal()]
-    return max(found, key=lambda path: int(path.stem), default=None)
-
-
-def save_backup(config: StoreConfig, keyset: Keyset, raw: bytes) -> Path:
-    """Write a backup copy, wrapped as on the host, and return its path.
-
-    Raises
-    ------
-    ConfigError
-        When it cannot be written: a keyset without a second copy is one mistake away from losing everything.
-    """
-    path = _backups(config) / f"{keyset.version}.json"
-    try:
-        _replace(path, raw)
-    except OSError as exc:
-        hint = "set 'backup' to a folder that can be written, then run 'sovstore keys backup'"
-        raise ConfigError(
-            f"{path}: the backup copy of the keyset cannot be written: {exc.strerror}",
-            path=str(path),
-            hint=hint,
-        ) from exc
-    return path
-
-
 async def restore(backend: Backend, config: StoreConfig, access: Access, source: Path | None) -> tuple[Keyset, Path]:
     """Put a backup copy of the keyset back to the host, after it was opened here, and return it.
 
@@ -243,71 +309,19 @@ async def restore(backend: Backend, config: StoreConfig, access: Access, source:
     ObjectExistsError
         When the host has a keyset.
     """
-    path = source or newest_backup(config)
+    path = source or copies.newest_backup(config)
     if path is None:
-        hint = f"name one with --from; they are kept in {_backups(config)}"
+        hint = f"name one with --from; they are kept in {copies.backup_folder(config)}"
         raise ObjectNotFoundError(
             f"store {config.name!r}: no backup copy of its keyset was found", path=config.name, hint=hint
         )
     raw = read_file(str(path))
     keyset = await asyncio.to_thread(unlock, raw, config, access)
-    check_seen(keyset, config)
+    copies.check_seen(keyset, config)
     try:
         await _write(backend, LOCATION, raw, create=True, if_match=None)
     except ObjectExistsError as exc:
         hint = f"move {LOCATION} at the host away first, if it is damaged"
         raise ObjectExistsError(f"store {config.name!r}: the host has a keyset", path=LOCATION, hint=hint) from exc
-    remember(keyset)
+    copies.remember(keyset)
     return keyset, path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _seen_file(store_id: bytes) -> Path:
-    return Path(platformdirs.user_state_path("sovstore")) / "seen" / f"{store_id.hex()}.json"
-
-
-def _seen(store_id: bytes) -> int:
-    try:
-        return int(json.loads(_seen_file(store_id).read_bytes())["version"])
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
-        _log.warning("%s cannot be read: an older keyset would not be noticed", _seen_file(store_id))
-        return 0
-
-
-def check_seen(keyset: Keyset, config: StoreConfig) -> None:
-    """Refuse a keyset that is older than one that this client has seen, and remember it otherwise.
-
-    Raises
-    ------
-    IntegrityError
-        When the host replays an old version.
-    """
-    if keyset.version < (seen := _seen(keyset.store_id)):
-        hint = f"the host put an old keyset back; if you did, delete {_seen_file(keyset.store_id)}"
-        raise IntegrityError(
-            f"store {config.name!r}: keyset version {keyset.version} is older than version {seen}, which was seen here",
-            path=LOCATION,
-            hint=hint,
-        )
-    remember(keyset)
-
-
-def remember(keyset: Keyset) -> None:
-    """Note the version of a keyset as seen; a client that cannot write says so in the log and goes on."""
-    if keyset.version <= _seen(keyset.store_id):
-        return
-    try:
-        _replace(_seen_file(keyset.store_id), json.dumps({"version": keyset.version}).encode())
-    except OSError as exc:
-        _log.warning("%s cannot be written (%s): an older keyset would not be noticed", exc.filename, exc.strerror)

@@ -117,6 +117,8 @@ class ObjectReader:
         self.header = header
         self.plain_size = plain_size(stat.size, what=path)
         self._backend, self._opener, self._cached = backend, opener, cached
+        #: Awaited before the host is asked for more; raises when the keys of the store may be used no longer.
+        self.may_go_on: Callable[[], Awaitable[object]] | None = None
 
     @classmethod
     async def open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool = False) -> Self:
@@ -193,6 +195,8 @@ class ObjectReader:
         for cached in self._cached:
             if cached.holds(span):
                 return self._open_span(span, cached.slice(span), buffer)
+        if self.may_go_on is not None:
+            await self.may_go_on()
         start = wire_offset(span.start)
         end = min(wire_offset(span.stop), self.stat.size)
         with named(self.path, self.stat.name):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
-from urllib.parse import quote
 
-from sovstore import keysets
 from sovstore.backends.base import Backend, Stat
 from sovstore.backends.registry import open_backend
 from sovstore.config import StoreConfig
@@ -29,12 +26,14 @@ from sovstore.errors import (
     StoreError,
 )
 from sovstore.format import body
-from sovstore.format.header import KEY, header_key_id, open_header, seal_header
+from sovstore.format.header import HEADER, KEY, header_key_id, open_header, seal_header
 from sovstore.format.keyset import Keyset
 from sovstore.format.names import RESERVED, Names
 from sovstore.format.recovery import RecoveryKey
-from sovstore.kms import registry
+from sovstore.held_keys import HeldKeys
+from sovstore.keyset_changes import Alter
 from sovstore.kms.base import Access
+from sovstore.listing import Decoder
 from sovstore.objects import ObjectReader, ObjectWriter, named
 from sovstore.secret import Secret
 
@@ -48,8 +47,6 @@ _LARGE_AT_ONCE = 2
 _MOST_FOREIGN = 1000
 #: Seconds that removing what killed writers left may hold up the first write.
 _SWEEP_S = 20
-#: Folders of one listing whose decoded names are remembered.
-_MOST_FOLDERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,6 @@ class Entry:
     created: datetime | None
 
 
-@dataclass(frozen=True)
-class _Keys:
-    keyset: Keyset
-    names: Names
-    raw: bytes
-
-
 @dataclass
 class _PerLoop:
     """What belongs to one event loop: connections, and a lock that keeps two tasks from asking the KMS at once."""
@@ -117,9 +107,8 @@ class Store:
 
     def __init__(self, config: StoreConfig, access: Access, recovery_key: RecoveryKey | None = None) -> None:
         self.config = config
-        self._access = access
-        self._recovery_key = recovery_key
-        self._keys: _Keys | None = None
+        self.access = access
+        self._held = HeldKeys(config, access, recovery_key)
         self._foreign: set[str] = set()
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _PerLoop] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
@@ -154,7 +143,7 @@ class Store:
         return self._per_loop().large if size > _LARGE else nullcontext()
 
     async def keyset(self, *, reload: bool = False) -> Keyset:
-        """Return the keyset, opened once. One call to the KMS.
+        """Return the keyset. One call to the KMS opens it, and one more whenever `StoreConfig.cache` has passed.
 
         Parameters
         ----------
@@ -163,36 +152,31 @@ class Store:
 
         Raises
         ------
-        ObjectNotFoundError, FormatError, IntegrityError, KMSError, ConfigError
+        ObjectNotFoundError, FormatError, IntegrityError, KMSError, PolicyError, ConfigError
             As `sovstore.keysets.unlock` and `fetch`.
         """
-        return (await self._opened(reload=reload)).keyset
+        return (await self._held.get(self.backend, self._per_loop().lock, reload=reload)).keyset
 
-    async def _opened(self, *, reload: bool = False) -> _Keys:
-        known = self._keys
-        if known is not None and not reload:
-            return known
-        async with self._per_loop().lock:
-            if self._keys is known or self._keys is None:
-                raw = await keysets.fetch(self.backend, self.config)
-                if known is not None and known.raw == raw:
-                    # Headers with made-up key ids must not cost a call to the KMS each.
-                    return known
-                keyset = await asyncio.to_thread(self._unlock, raw)
-                self._keys = _Keys(keyset, keyset.names(), raw)
-            return self._keys
+    async def _names(self) -> Names:
+        return (await self._held.get(self.backend, self._per_loop().lock)).names
 
-    def _unlock(self, raw: bytes) -> Keyset:
-        if self._recovery_key is not None:
-            keyset = keysets.unlock_with_recovery(raw, self.config, self._recovery_key)
-        else:
-            keyset = keysets.unlock(raw, self.config, self._access)
-        keysets.check_seen(keyset, self.config)
-        return keyset
+    async def change_keyset(
+        self, what: str, alter: Alter, *, config: StoreConfig | None = None, removed: Collection[str] = ()
+    ) -> Keyset:
+        """Change the keyset, as `sovstore.keyset_changes.change`, and use the new one from now on.
+
+        Parameters
+        ----------
+        config : StoreConfig, optional
+            The configuration from now on, where it names other KEKs or recipients.
+        """
+        self._refuse_recovery()
+        self.config = config or self.config
+        return await self._held.change(self.backend, self.config, what, alter, removed=removed)
 
     async def close(self) -> None:
-        """Forget the keys and close the connections of this loop."""
-        self._keys = None
+        """Forget the keys and close the connections of this loop and to the KMS."""
+        await asyncio.to_thread(self._held.close)
         state = self._loops.pop(asyncio.get_running_loop(), None)
         if state is not None:
             await state.backend.close()
@@ -205,7 +189,7 @@ class Store:
         PathError
             When the format does not allow the path.
         """
-        return (await self._opened()).names.encode(path)
+        return (await self._names()).encode(path)
 
     async def _dek(self, path: str, header: bytes) -> Secret:
         """Return the DEK of an object, after reloading the keyset once when its epoch is unknown."""
@@ -242,9 +226,12 @@ class Store:
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
         try:
-            return await ObjectReader.open(self.backend, name, path, self._dek, whole=whole)
+            reader = await ObjectReader.open(self.backend, name, path, self._dek, whole=whole)
         except ObjectNotFoundError as exc:
             raise await self._missing(path) from exc
+        # A handle stays open for longer than the keys of its store may be used: a revoked KEK stops it too.
+        reader.may_go_on = self.keyset
+        return reader
 
     async def _missing(self, path: str) -> StoreError | FormatError:
         """Return the error for a path that is not there: maybe it is a folder, or a foreign name from a listing."""
@@ -289,9 +276,9 @@ class Store:
 
         A name that does not decrypt is yielded as foreign and logged, never skipped.
         """
-        opened = await self._opened()
-        folder = opened.names.encode(path)
-        decoder = _Decoder(opened.names, folder, path)
+        names = await self._names()
+        folder = names.encode(path)
+        decoder = Decoder(names, folder, path)
         async for stat in self.backend.list(folder, recursive=recursive):
             # The keyset and unfinished writes are not objects; in any case, since some file systems fold it.
             if stat.name.split("/", 1)[0].lower() == RESERVED:
@@ -358,12 +345,16 @@ class Store:
 
     async def _writable_name(self, path: str) -> str:
         name = await self.name(path)
-        if self._recovery_key is not None:
-            hint = "read what you need and write it to a store that a KEK opens"
-            raise KeyDeniedError(f"store {self.config.name!r}: is read-only under a recovery key", path=path, hint=hint)
+        self._refuse_recovery()
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
         return name
+
+    def _refuse_recovery(self) -> None:
+        if self._held.recovery_key is not None:
+            hint = "read what you need and write it to a store that a KEK opens"
+            message = f"store {self.config.name!r}: is read-only under a recovery key"
+            raise KeyDeniedError(message, path=self.config.name, hint=hint)
 
     async def _exists(self, name: str) -> bool:
         try:
@@ -413,6 +404,33 @@ class Store:
             raise StoreError(f"{source}: changed while it was renamed", path=source, hint=hint)
         await self.backend.delete([reader.stat.name])
 
+    async def key_id(self, entry: Entry) -> bytes:
+        """Return the id, 16 bytes, of the epoch that an object says it is sealed under: one small request.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError
+            When it is not there, or not an object of a store.
+        """
+        with named(entry.path, entry.name):
+            return header_key_id(await self.backend.read(entry.name, 0, HEADER), what=entry.path)
+
+    async def rewrap(self, entry: Entry) -> bool:
+        """Move an object to the primary epoch, by its header alone; return whether it was under another one.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError, IntegrityError
+            When it is not there or not authentic.
+        ObjectChangedError
+            When somebody else wrote it meanwhile; it is then under the primary epoch of that client.
+        """
+        name = await self._writable_name(entry.path)
+        if await self.key_id(entry) == (await self.keyset()).primary.id:
+            return False
+        await self._copy(await self.reader(entry.path), entry.path, name)
+        return True
+
     async def delete(self, entries: Iterable[Entry]) -> None:
         """Delete objects, then folders, deepest first."""
         await self._writable_name("-")
@@ -427,85 +445,3 @@ class Store:
         name = await self._writable_name(path)
         with named(path, name):
             await self.backend.make_folder(name)
-
-
-class _Decoder:
-    """Decodes the names of one listing; each folder's name once."""
-
-    def __init__(self, names: Names, folder: str, path: str) -> None:
-        self._names = names
-        self._known = {"": ("", False), folder: (path, False)}
-        self._folders = dict(self._known)
-
-    def decode(self, name: str) -> tuple[str, bool]:
-        """Return the path of a name, and whether it is foreign."""
-        parent_name = name.rpartition("/")[0]
-        if len(self._folders) > _MOST_FOLDERS:
-            # A store may have any number of them.
-            self._folders = dict(self._known)
-        unknown = []
-        # No recursion: a host may list names of any depth.
-        while (parent := self._folders.get(parent_name)) is None:
-            unknown.append(parent_name)
-            parent_name = parent_name.rpartition("/")[0]
-        for folder in reversed(unknown):
-            parent = self._folders[folder] = self._below(parent, folder)
-        return self._below(parent, name)
-
-    def _below(self, parent: tuple[str, bool], name: str) -> tuple[str, bool]:
-        path, foreign = parent
-        segment = name.rpartition("/")[2]
-        prefix = f"{path}/" if path else ""
-        if not foreign:
-            try:
-                return prefix + self._names.decode_segment(path, segment), False
-            except (FormatError, IntegrityError):
-                _log.warning("%r: a name at the host that this store did not make", name)
-        # Escaped, so that a hostile name can be neither '..' nor a path of its own.
-        escaped = quote(segment, safe="", errors="surrogateescape") if segment.strip(".") else "%2E" * len(segment)
-        return prefix + escaped, True
-
-
-async def create(config: StoreConfig, access: Access, record: Callable[[dict[str, str]], None]) -> Keyset:
-    """Make a new store: its KEK where the driver can make one, its keyset, and the backup copy.
-
-    Parameters
-    ----------
-    config : StoreConfig
-        Without a ``store_id``.
-    access : Access
-        How a passphrase is had.
-    record : callable
-        Called with the settings to write into the configuration, before anything is written to the host: a keyset
-        that no configuration knows would be worse than a configuration without its keyset.
-
-    Raises
-    ------
-    ObjectExistsError
-        When there is a keyset at the host already.
-    """
-    backend = open_backend(config.place)
-    try:
-        await backend.stat(keysets.LOCATION)
-    except ObjectNotFoundError:
-        pass
-    else:
-        hint = "for a store made elsewhere, copy its 'store_id' and 'auth_fingerprint' into this configuration"
-        raise ObjectExistsError(
-            f"store {config.name!r}: there is a store at {config.root!r} already", path=config.root, hint=hint
-        )
-    if config.store_id and (backup := keysets.newest_backup(config)):
-        hint = f"'sovstore keys restore {config.name}' puts {backup} back; new keys could not read what is there"
-        raise ObjectExistsError(f"store {config.name!r}: was made before, and its keyset has a backup copy", hint=hint)
-    exists = await asyncio.to_thread(registry.key_exists, config.kek)
-    kek = await asyncio.to_thread(registry.open_key if exists else registry.create_key, config.kek, access)
-    known = bytes.fromhex(config.store_id) if config.store_id else None
-    keyset = Keyset.create(now=int(time.time()), names_mode=config.names, store_id=known)
-    keysets.recipients(config)
-    store_id, fingerprint = keyset.store_id.hex(), keyset.auth_fingerprint
-    record({"store_id": store_id, "auth_fingerprint": fingerprint})
-    await keysets.publish(
-        backend, replace(config, store_id=store_id, auth_fingerprint=fingerprint), keyset, [kek], replaces=None
-    )
-    await backend.close()
-    return keyset

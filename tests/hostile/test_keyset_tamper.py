@@ -45,7 +45,7 @@ def _config(keyset: Keyset, uri: str) -> StoreConfig:
 
 
 def _sealed(keyset: Keyset, keks: list[LocalKey], recovery: RecoveryKey | None = None) -> bytes:
-    return keysets._wrap(keyset, keks, [recovery.recipient] if recovery else [])
+    return keysets.wrap_anew(keyset, keks, [recovery.recipient] if recovery else [])
 
 
 def _unlock(raw: bytes, config: StoreConfig) -> Keyset:
@@ -341,7 +341,7 @@ def test_a_host_that_alters_the_keyset_while_it_is_published(host: Host, monkeyp
             return (await real(name, start, end, **kwargs)).replace(b"a", b"b", 1)
 
         monkeypatch.setattr(backend, "read", altered)
-        kek = await asyncio.to_thread(keysets.registry.open_key, config.kek, host.fs.store._access)
+        kek = await asyncio.to_thread(keysets.registry.open_key, config.kek, host.fs.store.access)
         await keysets.publish(backend, config, keyset.next_version(now=9), [kek], replaces=etag)
 
     with pytest.raises(IntegrityError, match="does not return the keyset that was written"):

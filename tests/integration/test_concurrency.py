@@ -605,7 +605,7 @@ def test_nothing_that_an_instance_shows_or_carries_is_secret(
             "token": repr(fs._fs_token).encode(),
             "hash": repr(hash(fs)).encode(),
             "options": repr((fs.storage_options, fs.storage_args)).encode(),
-            "repr": "".join(map(repr, [fs, fs.store, file, keyset, fs.store.config, fs.store._access])).encode(),
+            "repr": "".join(map(repr, [fs, fs.store, file, keyset, fs.store.config, fs.store.access])).encode(),
             "str": f"{fs} {fs.store} {file} {keyset}".encode(),
             "info": repr(fs.info("object")).encode(),
             "variables": repr((vars(fs), vars(fs.store))).encode(),

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import dataset, parquet
 
-from sovstore import keysets
+from sovstore import keyset_copies, keysets
 from sovstore.errors import IntegrityError
 from sovstore.filesystem import SovFileSystem
 from tests.hosts import Host, cheap_key_files, open_host, temporaries
@@ -220,7 +220,7 @@ asyncio.run(main())
 
 def test_killed_while_it_publishes_a_keyset(host: Host) -> None:
     rng, config = random.Random(2), host.fs.store.config
-    access = host.fs.store._access
+    access = host.fs.store.access
     version, hit = 1, 0
     for _ in range(15):
         said = kill(begin(_PUBLISHER, config_of(host)), "open", rng.uniform(0, 0.03))
@@ -234,7 +234,10 @@ def test_killed_while_it_publishes_a_keyset(host: Host) -> None:
         version = fs._sync(fs.store.keyset).version
         assert version in (done, started)
         # Every copy that has its name is whole too.
-        copies = [*(Path(host.root) / ".sovstore/keyset").iterdir(), *keysets._backups(config).glob("*.json")]
+        copies = [
+            *(Path(host.root) / ".sovstore/keyset").iterdir(),
+            *keyset_copies.backup_folder(config).glob("*.json"),
+        ]
         newest = {keysets.unlock(copy.read_bytes(), config, access).version for copy in copies}
         assert max(newest) in (done, started)
         fs.pipe_file("object", OLD)

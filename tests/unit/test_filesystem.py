@@ -487,7 +487,7 @@ def test_closing_forgets_the_keys_and_breaks_nobody(fs):
     fs.pipe_file("big", bytes(3_000_000))
     handle = fs.open("big")
     fs.close()
-    assert fs.store._keys is None
+    assert fs.store._held._keys is None
     assert handle.read() == bytes(3_000_000)
     assert fs.cat("a.txt") == b"1"
 

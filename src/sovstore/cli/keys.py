@@ -54,7 +54,7 @@ def list_keys(run: Run, store: StoreName) -> None:
 
 def _open(run: Run, described: StoreConfig) -> tuple[Keyset, bytes]:
     """Return the authenticated keyset of a store, and its bytes."""
-    from sovstore import keysets
+    from sovstore import keyset_copies, keysets
 
     key = run.recovery()
 
@@ -65,7 +65,7 @@ def _open(run: Run, described: StoreConfig) -> tuple[Keyset, bytes]:
             keyset = keysets.unlock_with_recovery(raw, described, key)
         else:
             keyset = keysets.unlock(raw, described, access)
-        keysets.check_seen(keyset, described)
+        keyset_copies.check_seen(keyset, described)
         return keyset, raw
 
     return run.asking(described, work)
@@ -164,12 +164,12 @@ def backup(
 
     The copy is as sealed as the original: whoever holds it needs the KEK too.
     """
-    from sovstore import keysets
+    from sovstore import keyset_copies
 
     described = run.config.store(store_name(store))
     keyset, raw = _open(run, described)
     if to is None:
-        path = keysets.save_backup(described, keyset, raw)
+        path = keyset_copies.save_backup(described, keyset, raw)
     else:
         path = Path(to).absolute()
         _write_new(path, raw, 0o644)

@@ -118,10 +118,10 @@ def _config_file(run: Run) -> Path:
 
 def _create(run: Run, described: StoreConfig) -> tuple[Keyset, bool]:
     """Make the store; return its keyset, and whether its KEK is new."""
-    from sovstore import config, keysets, store
+    from sovstore import config, keyset_copies, store_creation
     from sovstore.kms import registry
 
-    if described.store_id and keysets.newest_backup(described):
+    if described.store_id and keyset_copies.newest_backup(described):
         url, restore = f"sov://{described.name}/", f"sovstore keys restore {described.name}"
         hint = f"'sovstore ls {url}' opens it; if the host lost its keyset, '{restore}' puts it back"
         raise ObjectExistsError(f"store {described.name!r}: was made already", path=described.name, hint=hint)
@@ -131,7 +131,7 @@ def _create(run: Run, described: StoreConfig) -> tuple[Keyset, bool]:
         config.write_settings(file, described.name, dict(made), replaces={"store_id": described.store_id})
 
     async def work(access: Access) -> Keyset:
-        return await store.create(described, access, record)
+        return await store_creation.create(described, access, record)
 
     new_kek = not registry.key_exists(described.kek)
     return run.asking(described, work, confirm=new_kek), new_kek

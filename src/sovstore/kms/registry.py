@@ -56,6 +56,18 @@ def open_key(uri: str, access: Access) -> WrappingKey:
     return key
 
 
+def label(uri: str) -> str:
+    """Return what a KEK is called in a keyset: its URI, without what only says how this machine reaches it.
+
+    Raises
+    ------
+    ConfigError, PolicyError
+        As `open_key`.
+    """
+    driver = _driver(uri)
+    return str(driver.label(uri)) if hasattr(driver, "label") else uri
+
+
 def create_key(uri: str, access: Access) -> WrappingKey:
     """Make a new KEK where the driver can, and return it.
 

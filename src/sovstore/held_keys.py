@@ -1,0 +1,130 @@
+"""The opened keyset of one store, held in memory for a limited time: after it the KMS is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sovstore import keysets
+from sovstore.backends.base import Backend
+from sovstore.config import StoreConfig
+from sovstore.errors import KMSUnavailableError
+from sovstore.format.keyset import Keyset
+from sovstore.format.names import Names
+from sovstore.format.recovery import RecoveryKey
+from sovstore.keyset_changes import Alter, change
+from sovstore.keyset_copies import check_seen
+from sovstore.keysets import Keks
+from sovstore.kms.base import Access
+
+_log = logging.getLogger("sovstore")
+
+
+def _now() -> float:
+    """Return seconds of a clock that nobody sets and that counts while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A keyset as it was opened.
+
+    Parameters
+    ----------
+    keyset : Keyset
+        Authenticated.
+    names : Names
+        The coder of its names.
+    raw : bytes
+        As the host sent it.
+    opened_s : float
+        When the KMS was asked, as `_now` counts.
+    """
+
+    keyset: Keyset
+    names: Names
+    raw: bytes
+    opened_s: float
+
+
+class HeldKeys:
+    """The keys of one store and its KEKs. Usable from several threads and event loops, and after a fork.
+
+    Parameters
+    ----------
+    config : StoreConfig
+        Says how long they may be used.
+    access : Access
+        How KEKs are reached.
+    recovery_key : RecoveryKey or None
+        Opens it instead of a KEK.
+    """
+
+    def __init__(self, config: StoreConfig, access: Access, recovery_key: RecoveryKey | None) -> None:
+        self.recovery_key = recovery_key
+        self._config = config
+        self._keks = Keks(config, access)
+        self._keys: Keys | None = None
+
+    async def get(self, backend: Backend, lock: asyncio.Lock, *, reload: bool = False) -> Keys:
+        """Return the keys; `lock` keeps two tasks of a loop from asking the KMS at once.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError, IntegrityError, KMSError, PolicyError, ConfigError
+            As `sovstore.keysets.unlock` and `fetch`.
+        """
+        known = self._keys
+        if known is not None and not reload and not self._is_old(known):
+            return known
+        async with lock:
+            # Another task may have opened it meanwhile.
+            if self._keys is known or self._keys is None:
+                self._keys = await self._open_again(backend, known)
+            return self._keys
+
+    async def _open_again(self, backend: Backend, known: Keys | None) -> Keys:
+        began = _now()
+        raw = await keysets.fetch(backend, self._config)
+        if known is not None and known.raw == raw and not self._is_old(known):
+            # Headers with made-up key ids must not cost a call to the KMS each.
+            return known
+        try:
+            keyset = await asyncio.to_thread(self._unlock, raw)
+        except KMSUnavailableError as exc:
+            # A refusal is an answer and counts at once: only silence is bridged, and only where somebody said so.
+            if known is None or began > known.opened_s + self._config.cache_s + self._config.grace_s:
+                raise
+            _log.warning("%s: its keys are used beyond their time: %s", self._config.name, exc.message)
+            return known
+        return Keys(keyset, keyset.names(), raw, began)
+
+    def _is_old(self, keys: Keys) -> bool:
+        # A recovery key is no service that could be asked again.
+        return self.recovery_key is None and _now() > keys.opened_s + self._config.cache_s
+
+    def _unlock(self, raw: bytes) -> Keyset:
+        if self.recovery_key is not None:
+            keyset = keysets.unlock_with_recovery(raw, self._config, self.recovery_key)
+        else:
+            keyset = keysets.unlock(raw, self._config, self._keks)
+        check_seen(keyset, self._config)
+        return keyset
+
+    async def change(
+        self, backend: Backend, config: StoreConfig, what: str, alter: Alter, *, removed: Collection[str] = ()
+    ) -> Keyset:
+        """Change the keyset, as `sovstore.keyset_changes.change`; the new one is opened when it is next needed."""
+        if config != self._config:
+            self._config, self._keks = config, Keks(config, self._keks.access)
+        keyset = await change(backend, config, self._keks, what, alter, removed=removed)
+        self._keys = None
+        return keyset
+
+    def close(self) -> None:
+        """Forget the keys, and close the connections to the KMS."""
+        self._keys = None
+        self._keks.close()

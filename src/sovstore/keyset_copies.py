@@ -1,0 +1,103 @@
+"""What this machine keeps of a store's keyset: backup copies, wrapped as at the host, and the highest version seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import platformdirs
+
+from sovstore.config import StoreConfig
+from sovstore.errors import ConfigError, IntegrityError
+from sovstore.format.keyset import Keyset
+
+#: The keyset of a store, below its root.
+LOCATION = ".sovstore/keyset.json"
+_log = logging.getLogger("sovstore")
+
+
+def backup_folder(config: StoreConfig) -> Path:
+    """Return the folder of the backup copies of a store."""
+    return config.backup_folder / config.identity.hex()
+
+
+def newest_backup(config: StoreConfig) -> Path | None:
+    """Return the backup copy of the highest version, or None."""
+    found = [path for path in backup_folder(config).glob("*.json") if path.stem.isdecimal()]
+    return max(found, key=lambda path: int(path.stem), default=None)
+
+
+def save_backup(config: StoreConfig, keyset: Keyset, raw: bytes) -> Path:
+    """Write a backup copy, wrapped as on the host, and return its path.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be written: a keyset without a second copy is one mistake away from losing everything.
+    """
+    path = backup_folder(config) / f"{keyset.version}.json"
+    try:
+        _replace(path, raw)
+    except OSError as exc:
+        hint = "set 'backup' to a folder that can be written, then run 'sovstore keys backup'"
+        raise ConfigError(
+            f"{path}: the backup copy of the keyset cannot be written: {exc.strerror}",
+            path=str(path),
+            hint=hint,
+        ) from exc
+    return path
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _seen_file(store_id: bytes) -> Path:
+    return Path(platformdirs.user_state_path("sovstore")) / "seen" / f"{store_id.hex()}.json"
+
+
+def _seen(store_id: bytes) -> int:
+    try:
+        return int(json.loads(_seen_file(store_id).read_bytes())["version"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
+        _log.warning("%s cannot be read: an older keyset would not be noticed", _seen_file(store_id))
+        return 0
+
+
+def check_seen(keyset: Keyset, config: StoreConfig) -> None:
+    """Refuse a keyset that is older than one that this client has seen, and remember it otherwise.
+
+    Raises
+    ------
+    IntegrityError
+        When the host replays an old version.
+    """
+    if keyset.version < (seen := _seen(keyset.store_id)):
+        hint = f"the host put an old keyset back; if you did, delete {_seen_file(keyset.store_id)}"
+        raise IntegrityError(
+            f"store {config.name!r}: keyset version {keyset.version} is older than version {seen}, which was seen here",
+            path=LOCATION,
+            hint=hint,
+        )
+    remember(keyset)
+
+
+def remember(keyset: Keyset) -> None:
+    """Note the version of a keyset as seen; a client that cannot write says so in the log and goes on."""
+    if keyset.version <= _seen(keyset.store_id):
+        return
+    try:
+        _replace(_seen_file(keyset.store_id), json.dumps({"version": keyset.version}).encode())
+    except OSError as exc:
+        _log.warning("%s cannot be written (%s): an older keyset would not be noticed", exc.filename, exc.strerror)
