@@ -12,6 +12,7 @@ from sovstore.backends.base import Backend
 from sovstore.config import StoreConfig, variable_of
 from sovstore.errors import (
     ConfigError,
+    FormatError,
     IntegrityError,
     KMSUnavailableError,
     NoMatchingKeyError,
@@ -251,11 +252,18 @@ async def write_version(
     await _write(backend, LOCATION, raw, create=create, if_match=if_match)
     found = await fetch(backend, config)
     # Another client may have made its change of this version already. That one is authenticated when it is opened.
-    if found != raw and parse(found).version <= keyset.version:
+    if found != raw and not _is_later(found, keyset.version):
         hint = "another client changed the keyset at the same time, or the host lies; run the command again"
         raise IntegrityError(f"store {config.name!r}: the host does not return the keyset that was written", hint=hint)
     await asyncio.to_thread(copies.save_backup, config, keyset, raw)
     copies.remember(keyset)
+
+
+def _is_later(raw: bytes, version: int) -> bool:
+    try:
+        return parse(raw).version > version
+    except FormatError:
+        return False
 
 
 def wrap_anew(keyset: Keyset, keks: Sequence[WrappingKey], to: Sequence[Recipient]) -> bytes:
