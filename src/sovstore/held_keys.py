@@ -115,13 +115,21 @@ class HeldKeys:
         return keyset
 
     async def change(
-        self, backend: Backend, config: StoreConfig, what: str, alter: Alter, *, removed: Collection[str] = ()
+        self,
+        backend: Backend,
+        config: StoreConfig,
+        what: str,
+        alter: Alter,
+        *,
+        removed: Collection[str],
+        make: str | None,
     ) -> Keyset:
         """Change the keyset, as `sovstore.keyset_changes.change`; the new one is opened when it is next needed."""
-        if config != self._config:
-            self._config, self._keks = config, Keks(config, self._keks.access)
-        keyset = await change(backend, config, self._keks, what, alter, removed=removed)
-        self._keys = None
+        keks = self._keks if config == self._config else Keks(config, self._keks.access)
+        if make is not None:
+            await asyncio.to_thread(keks.open, make, make=True)
+        keyset = await change(backend, config, keks, what, alter, removed=removed)
+        self._config, self._keks, self._keys = config, keks, None
         return keyset
 
     def close(self) -> None:

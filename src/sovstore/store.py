@@ -161,7 +161,13 @@ class Store:
         return (await self._held.get(self.backend, self._per_loop().lock)).names
 
     async def change_keyset(
-        self, what: str, alter: Alter, *, config: StoreConfig | None = None, removed: Collection[str] = ()
+        self,
+        what: str,
+        alter: Alter,
+        *,
+        config: StoreConfig | None = None,
+        removed: Collection[str] = (),
+        make: str | None = None,
     ) -> Keyset:
         """Change the keyset, as `sovstore.keyset_changes.change`, and use the new one from now on.
 
@@ -169,10 +175,16 @@ class Store:
         ----------
         config : StoreConfig, optional
             The configuration from now on, where it names other KEKs or recipients.
+        removed : collection of str
+            Labels of KEKs that shall open it no more.
+        make : str, optional
+            URI of a KEK that is made if it is one of this machine and there is none.
         """
         self._refuse_recovery()
-        self.config = config or self.config
-        return await self._held.change(self.backend, self.config, what, alter, removed=removed)
+        config = config or self.config
+        keyset = await self._held.change(self.backend, config, what, alter, removed=removed, make=make)
+        self.config = config
+        return keyset
 
     async def close(self) -> None:
         """Forget the keys and close the connections of this loop and to the KMS."""

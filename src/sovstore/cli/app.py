@@ -32,6 +32,8 @@ _MODULES = (
     "check",
     "gc",
     "keys",
+    "keys_keks",
+    "keys_epochs",
 )
 _INTERRUPTED = "interrupted; nothing half-written was left, and what was finished before is complete"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,7 +41,7 @@ def list_keys(run: Run, store: StoreName) -> None:
     run.out.fields([("store_id", shown["store_id"]), ("auth_fingerprint", shown["auth_fingerprint"])])
     run.out.line("opened by")
     for uri in shown["keks"]:
-        run.out.line(f"  {uri}" + ("  (configured here)" if uri == described.kek else ""))
+        run.out.line(f"  {uri}{_role(described, uri)}")
     for recipient in shown["recovery"]:
         run.out.line(
             f"  recovery key {recipient['recipient']}" + (f"  ({recipient['file']})" if recipient["file"] else "")
@@ -50,6 +51,16 @@ def list_keys(run: Run, store: StoreName) -> None:
     run.out.line("epochs")
     for epoch in shown["epochs"]:
         run.out.line(f"  {epoch['key_id']}  {epoch['state']:<9}  since {time_text(epoch['created'])}")
+
+
+def _role(described: StoreConfig, label: str) -> str:
+    from sovstore.kms import registry
+
+    if label == registry.label(described.kek):
+        return "  (configured here)"
+    if label in map(registry.label, described.other_keks):
+        return "  (in other_keks)"
+    return "  (in old_keks)" if label in map(registry.label, described.old_keks) else "  (not configured here)"
 
 
 def _open(run: Run, described: StoreConfig) -> tuple[Keyset, bytes]:
@@ -64,7 +75,7 @@ def _open(run: Run, described: StoreConfig) -> tuple[Keyset, bytes]:
         if key is not None:
             keyset = keysets.unlock_with_recovery(raw, described, key)
         else:
-            keyset = keysets.unlock(raw, described, access)
+            keyset = await asyncio.to_thread(keysets.unlock, raw, described, access)
         keyset_copies.check_seen(keyset, described)
         return keyset, raw
 

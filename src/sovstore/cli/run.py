@@ -156,9 +156,7 @@ class Run:
 
     # The person
 
-    def asking(
-        self, described: StoreConfig, work: Callable[[Access], Coroutine[Any, Any, T]], *, confirm: bool = False
-    ) -> T:
+    def asking(self, described: StoreConfig, work: Callable[[Access], Coroutine[Any, Any, T]]) -> T:
         """Return what `work` returns, given a way to a passphrase; a person may be asked, also again.
 
         Parameters
@@ -167,8 +165,6 @@ class Run:
             The store that it is for.
         work : callable
             Called again after each answer, so it must have changed nothing before it needs one.
-        confirm : bool
-            The passphrase is a new one: have it typed twice.
         """
         from sovstore import config
 
@@ -178,7 +174,7 @@ class Run:
             try:
                 return self.wait(work(access))
             except _UnansweredError as question:
-                self._answers[question.prompt] = _ask(question.prompt, confirm=confirm)
+                self._answers[question.prompt] = _ask(question.prompt)
                 tries += 1
             except KeyDeniedError as exc:
                 if not tries or tries >= _TRIES:
@@ -245,13 +241,13 @@ def _somebody_is_there() -> bool:
     return True
 
 
-def _ask(prompt: str, *, confirm: bool) -> str:
-    """Return what a person types, unseen."""
+def _ask(prompt: str) -> str:
+    """Return what a person types, unseen; a new passphrase twice."""
     sys.stdout.flush()
     try:
         while True:
             answer = getpass.getpass(printable(prompt))
-            if not confirm or getpass.getpass("The same again: ") == answer:
+            if not prompt.startswith("New ") or getpass.getpass("The same again: ") == answer:
                 return answer
             sys.stderr.write("sovstore: the two are not the same; once more\n")
     except KeyboardInterrupt:

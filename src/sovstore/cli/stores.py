@@ -134,7 +134,7 @@ def _create(run: Run, described: StoreConfig) -> tuple[Keyset, bool]:
         return await store_creation.create(described, access, record)
 
     new_kek = not registry.key_exists(described.kek)
-    return run.asking(described, work, confirm=new_kek), new_kek
+    return run.asking(described, work), new_kek
 
 
 def _report(run: Run, described: StoreConfig, keyset: Keyset, *, new_kek: bool) -> None:
