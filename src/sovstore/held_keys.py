@@ -16,7 +16,6 @@ from sovstore.format.keyset import Keyset
 from sovstore.format.names import Names
 from sovstore.format.recovery import RecoveryKey
 from sovstore.keyset_changes import Alter, change
-from sovstore.keyset_copies import check_seen
 from sovstore.keysets import Keks
 from sovstore.kms.base import Access
 
@@ -88,12 +87,11 @@ class HeldKeys:
 
     async def _open_again(self, backend: Backend, known: Keys | None) -> Keys:
         began = _now()
-        raw = await keysets.fetch(backend, self._config)
-        if known is not None and known.raw == raw and not self._is_old(known):
+        if known is not None and not self._is_old(known) and known.raw == await keysets.fetch(backend, self._config):
             # Headers with made-up key ids must not cost a call to the KMS each.
             return known
         try:
-            keyset = await asyncio.to_thread(self._unlock, raw)
+            keyset, raw = await keysets.fetch_opened(backend, self._config, self._unlock)
         except KMSUnavailableError as exc:
             # A refusal is an answer and counts at once: only silence is bridged, and only where somebody said so.
             if known is None or began > known.opened_s + self._config.cache_s + self._config.grace_s:
@@ -108,11 +106,8 @@ class HeldKeys:
 
     def _unlock(self, raw: bytes) -> Keyset:
         if self.recovery_key is not None:
-            keyset = keysets.unlock_with_recovery(raw, self._config, self.recovery_key)
-        else:
-            keyset = keysets.unlock(raw, self._config, self._keks)
-        check_seen(keyset, self._config)
-        return keyset
+            return keysets.unlock_with_recovery(raw, self._config, self.recovery_key)
+        return keysets.unlock(raw, self._config, self._keks)
 
     async def change(
         self,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 
-from sovstore import keyset_copies, keyset_lock, keysets
+from sovstore import keyset_lock, keysets
 from sovstore.backends.base import Backend
 from sovstore.config import StoreConfig
 from sovstore.errors import ConfigError, ObjectChangedError, SovstoreError
@@ -70,10 +70,8 @@ async def change(
 async def _change_once(
     backend: Backend, config: StoreConfig, keks: Keks, alter: Alter, removed: Collection[str]
 ) -> Keyset:
-    raw = await keysets.fetch(backend, config)
+    keyset, raw = await keysets.fetch_opened(backend, config, lambda raw: keysets.unlock(raw, config, keks))
     etag = (await backend.stat(LOCATION)).etag
-    keyset = await asyncio.to_thread(keysets.unlock, raw, config, keks)
-    keyset_copies.check_seen(keyset, config)
     parsed = parse(raw)
     new = alter(keyset, parsed)
     if new is None:

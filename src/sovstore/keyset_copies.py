@@ -75,6 +75,11 @@ def _seen(store_id: bytes) -> int:
         return 0
 
 
+def is_older(keyset: Keyset) -> bool:
+    """Return whether this client has seen a newer version."""
+    return keyset.version < _seen(keyset.store_id)
+
+
 def check_seen(keyset: Keyset, config: StoreConfig) -> None:
     """Refuse a keyset that is older than one that this client has seen, and remember it otherwise.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from sovstore import keyset_copies as copies
@@ -56,6 +56,28 @@ async def fetch(backend: Backend, config: StoreConfig) -> bytes:
         else:
             what, hint = "there is no store yet", f"'sovstore init {config.name}' makes it"
         raise ObjectNotFoundError(f"store {config.name!r}: {what}", path=LOCATION, hint=hint) from exc
+
+
+async def fetch_opened(
+    backend: Backend, config: StoreConfig, unlock: Callable[[bytes], Keyset]
+) -> tuple[Keyset, bytes]:
+    """Return the keyset at the host, opened by `unlock` in a thread and no older than one seen here, and its bytes.
+
+    Raises
+    ------
+    IntegrityError
+        When the host replays an old version.
+    ObjectNotFoundError, FormatError, KMSError, PolicyError, ConfigError
+        As `fetch` and `unlock`.
+    """
+    raw = await fetch(backend, config)
+    keyset = await asyncio.to_thread(unlock, raw)
+    if copies.is_older(keyset):
+        # Another process of this machine may have published and noted a newer one between the two.
+        raw = await fetch(backend, config)
+        keyset = await asyncio.to_thread(unlock, raw)
+    copies.check_seen(keyset, config)
+    return keyset, raw
 
 
 class Keks:

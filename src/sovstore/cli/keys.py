@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,19 +64,18 @@ def _role(described: StoreConfig, label: str) -> str:
 
 def _open(run: Run, described: StoreConfig) -> tuple[Keyset, bytes]:
     """Return the authenticated keyset of a store, and its bytes."""
-    from sovstore import keyset_copies, keysets
+    from sovstore import keysets
 
     key = run.recovery()
 
     async def work(access: Access) -> tuple[Keyset, bytes]:
+        def unlock(raw: bytes) -> Keyset:
+            if key is not None:
+                return keysets.unlock_with_recovery(raw, described, key)
+            return keysets.unlock(raw, described, access)
+
         async with _backend(described, access) as backend:
-            raw = await keysets.fetch(backend, described)
-        if key is not None:
-            keyset = keysets.unlock_with_recovery(raw, described, key)
-        else:
-            keyset = await asyncio.to_thread(keysets.unlock, raw, described, access)
-        keyset_copies.check_seen(keyset, described)
-        return keyset, raw
+            return await keysets.fetch_opened(backend, described, unlock)
 
     return run.asking(described, work)
 
