@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +13,7 @@ from sovstore.cli.app import command, usage
 from sovstore.cli.arguments import JOBS, Jobs, StoreName, argument
 from sovstore.cli.keys import keys
 from sovstore.cli.keys_keks import changing
-from sovstore.cli.output import count_text, size_text
+from sovstore.cli.output import count_text, size_text, time_text
 from sovstore.cli.run import Outcome, Run, for_each
 from sovstore.cli.targets import store_name
 from sovstore.errors import ConfigError, ObjectChangedError, ObjectNotFoundError, SovstoreError
@@ -143,6 +145,7 @@ def destroy_epoch(
 
         run.wait(for_each(rotation.objects(fs.store), one, jobs))
     _warn(run, fs, chosen, usage_)
+    _warn_of_writers(run, fs, keyset, chosen)
     if not yes:
         _confirm(run, fs.store_name)
     after = run.wait(rotation.destroy_epoch(fs.store, chosen.id))
@@ -177,6 +180,17 @@ def _warn(run: Run, fs: SovFileSystem, chosen: Epoch, found: Usage) -> None:
         run.out.note(f"  {path}")
     if lost > len(found.examples[chosen.id]):
         run.out.note("  …")
+
+
+def _warn_of_writers(run: Run, fs: SovFileSystem, keyset: Keyset, chosen: Epoch) -> None:
+    """Say that a client may still write under the epoch, for as long as it may hold keys from before its successor."""
+    newer = keyset.primary.created
+    if chosen.state == "readable" and time.time() < newer + fs.store.config.cache_s:
+        moment = time_text(datetime.fromtimestamp(newer, UTC))
+        run.out.warn(
+            f"clients that opened the store before {moment} write under epoch {chosen.id.hex()} until they open it again",
+            f"wait for the time in their 'cache', {fs.store.config.cache} here, and run 'sovstore keys rewrap' first",
+        )
 
 
 def _confirm(run: Run, store: str) -> None:
