@@ -31,8 +31,8 @@ made recovery key HEX32
   private    rescue: keep it offline, in two places
   recipient  rescue.pub: not secret
 what to do with it:
-  1. give --recovery rescue.pub to 'sovstore init', or write recovery = ["DIR/desk/rescue.pub"]
-     into the table of the store before it is made
+  1. give --recovery rescue.pub to 'sovstore init'; for a store that is there already, run
+     sovstore keys recovery-add STORE rescue.pub
   2. keep the store_id and auth_fingerprint that 'sovstore init' prints beside rescue
 """,
         "",

@@ -67,7 +67,7 @@ def test_destroy_epoch(cli, filled, config):
         "sovstore: hint: 'sovstore keys rewrap cohortes' keeps them, under the newest epoch\n"
         "  a\n"
         "  folder/b\n"
-        "sovstore: warning: clients that opened the store before MOMENT write under epoch HEX32 until they open it"
+        "sovstore: warning: clients that opened the store before MOMENT write under this epoch until they open it"
         " again\n"
         "sovstore: hint: wait for the time in their 'cache', 1h here, and run 'sovstore keys rewrap' first\n"
         "sovstore: error: nobody is there to confirm\n"

@@ -48,7 +48,7 @@ _WARNINGS = """\
 sovstore: warning: a keyfile: KEK is for one machine and for trying out
 sovstore: hint: for real data hold the KEK in a KMS or HSM of your own jurisdiction
 sovstore: warning: no recovery key: whoever loses the KEK loses the data
-sovstore: hint: 'sovstore keys recovery-new FILE' makes one; it opens only stores that were made with it
+sovstore: hint: 'sovstore keys recovery-new FILE' makes one, 'sovstore keys recovery-add' seals the store to it
 """
 
 

@@ -122,7 +122,7 @@ def recovery_new(
 ) -> None:
     """Make a recovery key FILE, and its recipient FILE.pub.
 
-    FILE opens, read-only, every store that is made with FILE.pub as a recipient. It is hybrid post-quantum (ML-KEM-1024
+    FILE opens, read-only, every store whose keys are sealed to FILE.pub. It is hybrid post-quantum (ML-KEM-1024
     and P-384) and not encrypted: keep it offline. No file is overwritten.
     """
     from sovstore.format.recovery import RecoveryKey
@@ -144,8 +144,8 @@ def recovery_new(
     run.out.line(f"made recovery key {key.recipient.id.hex()}")
     run.out.fields([("private", f"{private}: keep it offline, in two places"), ("recipient", f"{public}: not secret")])
     run.out.line("what to do with it:")
-    run.out.line(f"  1. give --recovery {public} to 'sovstore init', or write recovery = [\"{public.absolute()}\"]")
-    run.out.line("     into the table of the store before it is made")
+    run.out.line(f"  1. give --recovery {public} to 'sovstore init'; for a store that is there already, run")
+    run.out.line(f"     sovstore keys recovery-add STORE {public}")
     run.out.line(f"  2. keep the store_id and auth_fingerprint that 'sovstore init' prints beside {private}")
 
 

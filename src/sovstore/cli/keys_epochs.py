@@ -188,7 +188,7 @@ def _warn_of_writers(run: Run, fs: SovFileSystem, keyset: Keyset, chosen: Epoch)
     if chosen.state == "readable" and time.time() < newer + fs.store.config.cache_s:
         moment = time_text(datetime.fromtimestamp(newer, UTC))
         run.out.warn(
-            f"clients that opened the store before {moment} write under epoch {chosen.id.hex()} until they open it again",
+            f"clients that opened the store before {moment} write under this epoch until they open it again",
             f"wait for the time in their 'cache', {fs.store.config.cache} here, and run 'sovstore keys rewrap' first",
         )
 

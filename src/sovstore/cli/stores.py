@@ -165,7 +165,7 @@ def _report(run: Run, described: StoreConfig, keyset: Keyset, *, new_kek: bool) 
     if not described.recovery:
         run.out.warn(
             "no recovery key: whoever loses the KEK loses the data",
-            "'sovstore keys recovery-new FILE' makes one; it opens only stores that were made with it",
+            "'sovstore keys recovery-new FILE' makes one, 'sovstore keys recovery-add' seals the store to it",
         )
 
 
