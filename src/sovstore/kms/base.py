@@ -56,6 +56,9 @@ class WrappingKey(ABC):
     provider: ClassVar[str]
     #: Where each call is recorded; the registry sets it.
     trail: Trail | None = None
+    #: A newer wrap of what was unwrapped last, made by a service whose key was rotated since; None where there is none.
+    #: It cannot take the old one's place in a keyset, whose tag covers its wraps: it says that a change of KEK is due.
+    newer: bytes | None = None
 
     @property
     @abstractmethod
