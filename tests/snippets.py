@@ -34,9 +34,14 @@ def run(page: Path, folder: Path) -> int:
         if language == "toml":
             import tomllib
 
-            for name, table in tomllib.loads(text)["stores"].items():
+            tables = tomllib.loads(text)
+            for name, table in tables.get("stores", {}).items():
                 config.write_settings(folder / "sovstore.toml", name, table)
             config.load(folder / "sovstore.toml")
+            if tables.keys() - {"stores"}:
+                # What is said of more than stores is loaded alone, and changes nothing for what follows.
+                (folder / "alone.toml").write_text(text, encoding="utf-8")
+                config.load(folder / "alone.toml")
         elif language in ("sh", "python"):
             script = NOT_HERE.sub("", text)
             command = (

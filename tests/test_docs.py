@@ -7,18 +7,20 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from sovstore import config, errors
 from sovstore.backends.providers import catalogue
+from sovstore.kms import registry, settings
 from tests import snippets
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 12), ("docs/configuration.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 12), ("docs/configuration.md", 5)])
 def test_snippets_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOVSTORE_PASSPHRASE", "of the documentation tests")
     if page != "README.md":
@@ -69,3 +71,33 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs").glob("kms/*.md")) + [ROOT / "docs/keys.md"], ids=lambda p: p.stem
+)
+def test_the_configurations_of_the_pages_on_keys_load(page: Path, tmp_path: Path) -> None:
+    blocks = [text for language, text in snippets.snippets(page) if language == "toml"]
+    assert blocks
+    for text in blocks:
+        file = tmp_path / "sovstore.toml"
+        file.write_text(text)
+        loaded = config.load(file)
+        for described in loaded.stores.values():
+            # Where a page shows a store with its service, the one goes with the other.
+            assert all(service.uri in described.kek for service in described.services[:1])
+
+
+def test_every_setting_of_a_service_is_documented() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    for scheme, taken in settings.TAKES.items():
+        assert f"{scheme}:" in page, scheme
+        for name in taken:
+            assert f"`{name}`" in page, name
+
+
+def test_every_service_has_a_page_and_a_driver() -> None:
+    pages = {page.stem for page in (ROOT / "docs/kms").glob("*.md")}
+    assert pages >= {"openbao", "pkcs11", "kmip", "ovhcloud", "scaleway", "eviden"}
+    for scheme, module in registry._DRIVERS.items():
+        assert hasattr(import_module(module), "open_key"), scheme
