@@ -74,7 +74,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs").glob("kms/*.md")) + [ROOT / "docs/keys.md"], ids=lambda p: p.stem
+    "page", [*sorted((ROOT / "docs").glob("kms/*.md")), ROOT / "docs/keys.md"], ids=lambda p: p.stem
 )
 def test_the_configurations_of_the_pages_on_keys_load(page: Path, tmp_path: Path) -> None:
     blocks = [text for language, text in snippets.snippets(page) if language == "toml"]
