@@ -133,7 +133,7 @@ class OKMSKey(WrappingKey):
             raise self.refused()
         reply = self._ask("decrypt", {"ciphertext": text, "context": aad.hex()})
         payload = _from_base64(reply.text("plaintext") or "")
-        if payload is None:
+        if not payload:
             raise self._errors.garbled(reply.request_id)
         # Where an HSM is declared, only the look shows it.
         if self._service.protection_level != "hsm" and hmac.compare_digest(payload[-CONTEXT:], aad):
@@ -260,7 +260,9 @@ def _check_certificate(file: str, okms_id: str, uri: str) -> None:
         names = _domains(Path(file).read_bytes())
     except (OSError, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
         hint = "check 'cert_file' of [kms.NAME]: PEM, the client's certificate first"
-        raise ConfigError(f"{uri}: {file} is no certificate that can be read", path=file, hint=hint) from exc
+        message = f"{uri}: {file} is no certificate that can be read"
+        # Without the frames below, which hold the file: the private key may be in it too.
+        raise ConfigError(message, path=file, hint=hint) from exc.with_traceback(None)
     if names and not {okms_id, "*"} & names:
         hint = "name the certificate that was made for this OKMS, or correct the OKMS id in the key URI"
         raise ConfigError(f"{uri}: the certificate is for another OKMS", path=file, hint=hint)
