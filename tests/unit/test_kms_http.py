@@ -295,6 +295,7 @@ def test_a_handshake_that_breaks_off_is_tried_again(server_files):
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.settimeout(5)
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(_service(url, ca_file=server_files.ca_file, timeout_s=2.0).request, "GET", "/")
             for _ in range(2):

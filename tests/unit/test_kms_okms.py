@@ -264,6 +264,7 @@ NO_JWE = {
     "twice": _jwe(b'{"alg":"RSA-OAEP","alg":"dir"}'),
     "twice, the other way": _jwe(b'{"alg":"dir","alg":"RSA-OAEP"}'),
     "no text": _jwe(b'{"alg":["dir"]}'),
+    "in capitals": _jwe(b'{"alg":"dir","Alg":"RSA1_5"}'),
     "escaped": _jwe(b'{"\\u0061lg":"RSA1_5"}'),
     "UTF-16": _jwe('{"alg":"RSA1_5"}'.encode("utf-16")),
 }

@@ -301,8 +301,8 @@ def _algorithms(header: bytes) -> set[str]:
         members = json.loads(header, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         return set()
-    # Only an object becomes a tuple.
-    return {str(value) for name, value in members if name == "alg"} if isinstance(members, tuple) else set()
+    # Only an object becomes a tuple. Some parsers take names in any case.
+    return {str(value) for name, value in members if name.lower() == "alg"} if isinstance(members, tuple) else set()
 
 
 def _from_base64(text: str, *, url: bool = False) -> bytes | None:
