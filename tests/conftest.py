@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import azurite, ceph, haproxy, moto, openbao, pykmip, require, softhsm
+from tests.servers import azurite, ceph, haproxy, moto, okms_fake, openbao, pykmip, require, softhsm
 from tests.servers import secret_service as secret_service_module
 from tests.servers.between import FaultFactory, faults_between
 
@@ -185,6 +185,17 @@ def softhsm_token(pytestconfig: pytest.Config) -> Iterator[softhsm.SoftHSMToken]
     require.skip_or_fail("softhsm", softhsm.missing(), pytestconfig.stash[_REQUIRED])
     with softhsm.start() as token:
         yield token
+
+
+@pytest.fixture(name="okms_fake")
+def _okms_fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[okms_fake.OKMSFake]:
+    """A strict fake of OVHcloud KMS, without keys; a request that its description does not allow fails the test."""
+    description = okms_fake.description_file()
+    if description is None:
+        pytest.skip("no OpenAPI description of OVHcloud KMS: set SOVSTORE_TEST_OKMS_OPENAPI to its file")
+    with okms_fake.start(tmp_path_factory.mktemp("okms"), description) as fake:
+        yield fake
+    assert fake.violations == []
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,24 @@
 """JSON over HTTPS for the services that have an interface of that kind: one client, bounded replies, typed failures.
 
 Does not map what a service itself says: the driver gets the status and the body of every answer that is not worth
-another try.
+another try, and may look at each inside the retries.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sovstore.errors import ConfigError
 from sovstore.kms.service import Errors, missing_extra, tls_context, with_retries
 from sovstore.kms.settings import Service
 
 if TYPE_CHECKING:
-    import httpx
+    from sovstore.kms.http_wire import Answer
 
-#: The largest reply that is read: a wrapped key takes a few hundred bytes.
-_MOST = 2**16
 _THROTTLED = 429
 _AWAY = frozenset((502, 503, 504))
 
@@ -35,19 +32,23 @@ class Reply:
     status : int
         Of HTTP.
     body : object
-        Parsed JSON; a text where it is none.
+        Parsed JSON; a text where it is none. It may hold a plaintext.
     request_id : str or None
         What the service calls the request.
     """
 
     status: int
-    body: Any
+    body: Any = field(repr=False)
     request_id: str | None
 
     def text(self, name: str) -> str | None:
         """Return a member of a JSON object that must be a text; None when it is not."""
         value = self.body.get(name) if isinstance(self.body, dict) else None
         return value if isinstance(value, str) else None
+
+
+def _let_pass(reply: Reply) -> None:
+    del reply
 
 
 class HTTPService:
@@ -64,9 +65,17 @@ class HTTPService:
     extra : str
         Extra of sovstore that installs httpx.
     headers : callable
-        Gives the headers of a request, the credentials among them.
+        Gives the headers of a request, the credentials among them. Called here too, so that credentials that are not
+        there are found when a key is opened.
     request_id : callable
         Finds what the service calls a request, in its headers and its parsed body.
+
+    Raises
+    ------
+    MissingDependencyError
+        When httpx or tenacity is not installed.
+    ConfigError
+        When a file cannot be used for TLS, or a credential cannot stand in a header.
     """
 
     def __init__(
@@ -80,18 +89,26 @@ class HTTPService:
         request_id: Callable[[Mapping[str, str], Any], str | None],
     ) -> None:
         try:
-            import httpx
+            for package in ("httpx", "httpcore", "tenacity"):
+                import_module(package)
         except ImportError as exc:
-            raise missing_extra(errors.uri, "httpx", extra) from exc
-        self._httpx = httpx
-        self._service, self._url, self._errors = service, url, errors
-        self._headers, self._request_id = headers, request_id
-        self._tls = tls_context(service, errors.uri) if url.startswith("https:") else False
-        self._client: httpx.Client | None = None
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+            raise missing_extra(errors.uri, exc.name or "httpx", extra) from exc
+        from sovstore.kms.http_wire import Wire
 
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+        self._service, self._url, self._errors = service, url, errors
+        self._given_headers, self._request_id = headers, request_id
+        tls = tls_context(service, errors.uri) if url.startswith("https:") else None
+        self._wire = Wire(tls, errors, service.timeout_s)
+        self._headers()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        check: Callable[[Reply], None] = _let_pass,
+    ) -> Reply:
         """Return the answer to one request, made again while the service is away or asks for fewer.
 
         Parameters
@@ -100,6 +117,9 @@ class HTTPService:
             Begins with ``/``; every part of it must be checked already.
         body : mapping, optional
             Sent as JSON.
+        check : callable, optional
+            Given each answer, before its status is looked at here; raises the error for what the service says in it.
+            One that is retryable makes another try, whatever the status was.
 
         Raises
         ------
@@ -108,18 +128,14 @@ class HTTPService:
         KMSError
             When TLS fails, or the answer is too long.
         """
-        return with_retries(lambda left_s: self._once(method, path, body, left_s), self._service.timeout_s)
+        return with_retries(lambda left_s: self._once(method, path, body, check, left_s), self._service.timeout_s)
 
-    def _once(self, method: str, path: str, body: Mapping[str, Any] | None, left_s: float) -> Reply:
-        httpx = self._httpx
-        try:
-            reply = self._send(method, path, body, left_s)
-        except httpx.TimeoutException as exc:
-            raise self._errors.out_of_time(self._service.timeout_s) from exc
-        except httpx.TransportError as exc:
-            if "SSL" in str(exc) or "CERTIFICATE" in str(exc).upper():
-                raise self._errors.untrusted() from exc
-            raise self._errors.unreachable() from exc
+    def _once(
+        self, method: str, path: str, body: Mapping[str, Any] | None, check: Callable[[Reply], None], left_s: float
+    ) -> Reply:
+        content = None if body is None else json.dumps(body).encode()
+        reply = self._reply(self._wire.exchange(method, self._url + path, self._headers, content, left_s))
+        check(reply)
         if reply.status == _THROTTLED:
             raise self._errors.throttled(reply.request_id)
         if reply.status in _AWAY:
@@ -127,50 +143,26 @@ class HTTPService:
             raise self._errors.unavailable(f"is not available now ({reply.status})", hint, reply.request_id)
         return reply
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None, left_s: float) -> Reply:
-        end = time.monotonic() + left_s
-        content = None if body is None else json.dumps(body).encode()
-        headers = {"Accept": "application/json", "Content-Type": "application/json", **self._headers()}
-        with self._opened().stream(
-            method, self._url + path, content=content, headers=headers, timeout=left_s
-        ) as response:
-            raw = bytearray()
-            for piece in response.iter_raw():
-                raw += piece
-                if len(raw) > _MOST:
-                    raise self._errors.garbled()
-                # httpx bounds each wait, not all of them together: a service that sends a byte a second would not end.
-                if time.monotonic() > end:
-                    raise self._errors.out_of_time(self._service.timeout_s)
-            try:
-                parsed = json.loads(raw)
-            except (ValueError, RecursionError):
-                parsed = raw.decode(errors="replace")
-            return Reply(response.status_code, parsed, self._printable(self._request_id(response.headers, parsed)))
+    def _reply(self, answer: Answer) -> Reply:
+        try:
+            parsed = json.loads(answer.raw)
+        except (ValueError, RecursionError):
+            parsed = answer.raw.decode(errors="replace")
+        return Reply(answer.status, parsed, self._printable(self._request_id(answer.headers, parsed)))
 
     @staticmethod
     def _printable(request_id: object) -> str | None:
         return request_id[:128] if isinstance(request_id, str) and request_id.isprintable() and request_id else None
 
-    def _opened(self) -> httpx.Client:
-        if self._pid != os.getpid():
-            # Connections of the parent are not ours, and another thread of it may have held the lock.
-            self._client, self._lock, self._pid = None, threading.Lock(), os.getpid()
-        with self._lock:
-            if self._client is None:
-                # Nothing of the environment: a .netrc would replace the credentials. Replies are not unpacked, since
-                # their length is bounded before that.
-                self._client = self._httpx.Client(
-                    verify=self._tls,
-                    trust_env=False,
-                    follow_redirects=False,
-                    headers={"Accept-Encoding": "identity", "User-Agent": "sovstore"},
-                )
-            return self._client
+    def _headers(self) -> dict[str, str]:
+        headers = dict(self._given_headers())
+        if not all(value.isascii() and value.isprintable() for value in headers.values()):
+            # Checked, not tried: the error of the library would carry the whole credential.
+            del headers
+            hint = "correct the credential that [kms.NAME] refers to"
+            message = f"{self._errors.uri}: the credential holds a character that cannot be sent"
+            raise ConfigError(message, path=self._errors.uri, hint=hint)
+        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "sovstore", **headers}
 
     def close(self) -> None:
-        """Close the connections; the next request opens new ones."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        """Do nothing: no connection outlives its request."""

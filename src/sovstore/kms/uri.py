@@ -75,7 +75,8 @@ def parse(uri: str, example: str, *, segments: Collection[int], query: Collectio
         port, pairs = parts.port, parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as exc:
         raise ConfigError(f"kek: not a {scheme}: URI", path="kek", hint=hint) from exc
-    if "@" in parts.netloc or parts.fragment or "#" in uri:
+    # In a parameter too: it may be the URL of an endpoint.
+    if "@" in parts.netloc or any("@" in value for _, value in pairs) or parts.fragment or "#" in uri:
         raise ConfigError(f"kek: a {scheme}: URI holds no user, password or fragment", path="kek", hint=hint)
     if unknown := [name for name, _ in pairs if name not in query]:
         # Its value may be a token or a PIN, and so may its name.
@@ -109,7 +110,10 @@ def base_url(given: str, *, uri: str) -> str:
     """
     try:
         parts = urlsplit(given)
-        good = parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        host = parts.netloc.removesuffix(f":{parts.port}")
+        good = parts.scheme in ("https", "http") and _HOST.fullmatch(host) is not None and parts.port != 0
+        # What `urlsplit` drops or a request line cannot hold.
+        good = good and given.isascii() and given.isprintable() and not set(given) & set(' "#<>?\\^`{|}')
     except ValueError:
         parts, good = urlsplit(""), False
     if not good or "@" in parts.netloc or parts.query or parts.fragment:
