@@ -235,9 +235,9 @@ def test_a_certificate_needs_tls(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_says_which_extra_brings_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.setitem(sys.modules, "httpcore", None)
     monkeypatch.delenv("KMS_RESTAPI_TOKEN")
-    with pytest.raises(MissingDependencyError, match="httpx is not installed") as caught:
+    with pytest.raises(MissingDependencyError, match="httpcore is not installed") as caught:
         _open()
     assert caught.value.hint == "pip install 'sovstore[okms]'"
 

@@ -124,8 +124,8 @@ def test_another_length_of_context_is_refused_unsent(size):
         opened().unwrap(bytes(97), bytes(size))
 
 
-def test_without_httpx_it_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "httpx", None)
+def test_without_httpcore_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpcore", None)
     with pytest.raises(MissingDependencyError) as caught:
         opened()
     assert caught.value.hint == "pip install 'sovstore[scaleway]'"

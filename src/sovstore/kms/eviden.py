@@ -58,7 +58,7 @@ def open_key(uri: str, access: Access) -> EvidenKey:
     ConfigError
         When the URI or a setting is wrong, or there is neither a client certificate nor a token.
     MissingDependencyError
-        When httpx is not installed.
+        When httpcore is not installed.
     """
     parts = parse(uri, _EXAMPLE, segments={1}, query={"api"})
     kid, api = parts.segments[0], parts.query.get("api", "jose")

@@ -63,7 +63,7 @@ class HTTPService:
     errors : Errors
         Makes the errors.
     extra : str
-        Extra of sovstore that installs httpx.
+        Extra of sovstore that installs httpcore.
     headers : callable
         Gives the headers of a request, the credentials among them. Called here too, so that credentials that are not
         there are found when a key is opened.
@@ -73,7 +73,7 @@ class HTTPService:
     Raises
     ------
     MissingDependencyError
-        When httpx or tenacity is not installed.
+        When httpcore or tenacity is not installed.
     ConfigError
         When a file cannot be used for TLS, or a credential cannot stand in a header.
     """
@@ -89,10 +89,10 @@ class HTTPService:
         request_id: Callable[[Mapping[str, str], Any], str | None],
     ) -> None:
         try:
-            for package in ("httpx", "httpcore", "tenacity"):
+            for package in ("httpcore", "tenacity"):
                 import_module(package)
         except ImportError as exc:
-            raise missing_extra(errors.uri, exc.name or "httpx", extra) from exc
+            raise missing_extra(errors.uri, exc.name or "httpcore", extra) from exc
         from sovstore.kms.http_wire import Wire
 
         self._service, self._url, self._errors = service, url, errors

@@ -1,9 +1,9 @@
-"""One exchange over HTTP/1.1 within a deadline, on httpcore, the engine of httpx.
+"""One exchange over HTTP/1.1 within a deadline, on httpcore.
 
-Not on httpx itself: it bounds each wait and not their sum, so that a service that sends a byte a second would not end;
-and it takes cookies. Follows no redirect, reads nothing of the environment, unpacks nothing. Each exchange has a
-connection of its own: a KMS is asked rarely, and so there is none to inherit in a fork, to find dead, or to close.
-Does not bound how long the system's resolver takes.
+Not on httpx, whose engine that is: it bounds each wait and not their sum, so that a service that sends a byte a second
+would not end; and it takes cookies. Follows no redirect, reads nothing of the environment, unpacks nothing. Each
+exchange has a connection of its own: a KMS is asked rarely, and so there is none to inherit in a fork, to find dead, or
+to close. Does not bound how long the system's resolver takes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httpcore
-import httpx
 
 from sovstore.kms.service import Errors
 
@@ -36,7 +35,7 @@ class Answer:
     status : int
         Of HTTP.
     headers : mapping
-        Without regard to case.
+        By names in lower case.
     raw : bytes
         The body, as it came; it may hold a plaintext.
     """
@@ -102,7 +101,8 @@ class Wire:
                 raw += piece
                 if len(raw) > _MOST:
                     return None
-            return Answer(reply.status, httpx.Headers(reply.headers), bytes(raw))
+            fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reply.headers}
+            return Answer(reply.status, fields, bytes(raw))
 
 
 def _is_distrust(exc: BaseException) -> bool:

@@ -65,7 +65,7 @@ def open_key(uri: str, access: Access) -> OKMSKey:
     KeyDeniedError, KMSUnavailableError
         When the token is in a keyring that is locked or does not answer.
     MissingDependencyError
-        When httpx is not installed.
+        When httpcore is not installed.
     """
     okms_id, key_id, url = _parse(uri)
     service = access.service(uri)

@@ -43,7 +43,7 @@ def open_key(uri: str, access: Access) -> ScalewayKey:
     ConfigError
         When the URI or a setting is wrong, or there is no token.
     MissingDependencyError
-        When httpx is not installed.
+        When httpcore is not installed.
     """
     parts = parse(uri, _EXAMPLE, segments={1}, query={"endpoint"})
     region, key_id = parts.host, parts.segments[0]
