@@ -8,11 +8,13 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import platformdirs
 
+from sovstore import policy
 from sovstore.backends.base import Backend
 from sovstore.config import StoreConfig
 from sovstore.errors import (
@@ -71,12 +73,18 @@ def unlock(raw: bytes, config: StoreConfig, access: Access) -> Keyset:
         When the configured KEK is none of those that wrap it.
     KMSError
         When the KEK cannot be used.
+    PolicyError
+        When the policy refuses the KEK or the host, before the KMS is asked.
     """
     parsed = parse(raw)
     context = parsed.context(config.identity)
+    policy.enforce(config, keks=[config.kek])
     kek = registry.open_key(config.kek, access)
     ksk = _unwrap(parsed, kek, context, config)
-    return parsed.unlock(ksk, config.identity)
+    keyset = parsed.unlock(ksk, config.identity)
+    # The keyset says how names were made, whatever the configuration says now.
+    policy.enforce(replace(config, names=keyset.names_mode), keks=())
+    return keyset
 
 
 def _unwrap(parsed: ParsedKeyset, kek: WrappingKey, context: bytes, config: StoreConfig) -> Secret:

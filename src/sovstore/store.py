@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from sovstore import keysets
+from sovstore import keysets, policy
 from sovstore.backends.base import Backend, Stat
 from sovstore.backends.registry import open_backend
 from sovstore.config import StoreConfig
@@ -483,7 +483,10 @@ async def create(config: StoreConfig, access: Access, record: Callable[[dict[str
     ------
     ObjectExistsError
         When there is a keyset at the host already.
+    PolicyError
+        When the policy refuses a KEK or the host.
     """
+    policy.enforce(config)
     backend = open_backend(config.place)
     try:
         await backend.stat(keysets.LOCATION)
