@@ -315,19 +315,28 @@ def host_of(store: StoreConfig) -> Party:
         return Party("this machine", {"controller": Fact("self", "the host is this machine", None)}, here=True)
     at = canonical_host(urlsplit(store.endpoint).hostname or "") if store.endpoint else ""
     belongs, region = _region_at(provider, at, store.region) if at else (True, store.region)
-    facts = {key: provider.facts[key] for key in FACTS if key in provider.facts}
-    groups = _groups(provider.name, provider.facts, store.controllers)
-    if not belongs:
+    if belongs:
+        party = _at_provider(provider, region, store.controllers)
+    else:
         unknown = Fact(UNKNOWN, f"the endpoint is not one of provider {provider.name!r}", None)
-        facts, groups = dict.fromkeys(FACTS, unknown), frozenset()
-    elif region is not None and provider.known("region_jurisdiction"):
-        facts["jurisdiction"] = _with_region(facts["jurisdiction"], region, provider.facts["region_jurisdiction"])
-    party = Party(provider.name if belongs else "the host", facts, groups)
+        party = Party("the host", dict.fromkeys(FACTS, unknown))
     return party if party.known("controller") else _by_domain(party, at)
+
+
+def _at_provider(provider: Provider, region: str | None, controllers: Mapping[str, Facts]) -> Party:
+    facts = {key: provider.facts[key] for key in FACTS if key in provider.facts}
+    if region is not None and provider.known("region_jurisdiction"):
+        law = facts.get("jurisdiction", Fact(UNKNOWN, "nobody says", None))
+        facts["jurisdiction"] = _with_region(law, region, provider.facts["region_jurisdiction"])
+    return Party(provider.name, facts, _groups(provider.name, provider.facts, controllers))
 
 
 def _by_domain(party: Party, at: str) -> Party:
     """Return a host of unknown controller with what the domain of its endpoint tells."""
+    for provider in _SHIPPED.values():
+        belongs, region = _region_at(provider, at, None) if provider.known("controller") else (False, None)
+        if belongs and provider.known("endpoint"):
+            return _at_provider(provider, region, {})
     domain = domain_of(at)
     if domain is None:
         return replace(party, declared=False)

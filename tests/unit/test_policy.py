@@ -332,6 +332,22 @@ TABLE = {
         on(f'{OVH_HOST}\nendpoint = "https://proxy.example"', SCW),
         [(SEPARATE, "warn")],
     ),
+    "any s3 that is ovhcloud, by its endpoint": (
+        on(S3.replace("s3.example.org", "s3.gra.io.cloud.ovh.net"), OVH),
+        [(SEPARATE, "warn")],
+    ),
+    "any s3 that is ovhcloud in the us, by its endpoint": (
+        on(S3.replace("s3.example.org", "s3.us-west-or.io.cloud.ovh.us"), OVH),
+        [(SEPARATE, "refuse")],
+    ),
+    "ovhcloud by an endpoint of scaleway": (
+        on(f'{OVH_HOST}\nendpoint = "https://s3.fr-par.scw.cloud"', SCW),
+        [(SEPARATE, "warn")],
+    ),
+    "plain names at azure by another name": (
+        on('provider = "bleu"\nendpoint = "https://chu.blob.core.windows.net"\nroot = "c"\nnames = "plain"', OVH),
+        [(NAMES, "refuse")],
+    ),
     "amazon, by its endpoint": (on(S3.replace("s3.example.org", "s3.eu-west-3.amazonaws.com"), OVH), []),
     "host in the eu asked for": (
         on(AZURE, OVH, policy='host_jurisdiction = ["EU"]'),
@@ -506,6 +522,12 @@ def test_no_key_at_a_denied_domain(tmp_path, scheme, at):
 @pytest.mark.parametrize("form", ["okms://eu-west-rbx/1/2?endpoint=https://{}", "vault://bao.example.fr/k?endpoint={}"])
 def test_no_endpoint_at_a_denied_domain(tmp_path, at, form):
     found = policy.evaluate(replace(load(tmp_path, on(AZURE, OVH)), kek=form.format(at)), today=TODAY)
+    assert (found[0].rule, found[0].action) == ("endpoint", "refuse")
+
+
+@pytest.mark.parametrize("at", ["kms\u3002amazonaws\u3002com", "kms\uff0eamazonaws\uff0ecom", "KMS.%61mazonaws.com."])
+def test_no_host_that_becomes_a_denied_domain(tmp_path, at):
+    found = policy.evaluate(replace(load(tmp_path, on(AZURE, OVH)), kek=f"vault://{at}/transit/k"), today=TODAY)
     assert (found[0].rule, found[0].action) == ("endpoint", "refuse")
 
 
