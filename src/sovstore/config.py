@@ -17,9 +17,9 @@ from typing import Any
 
 import platformdirs
 
-from sovstore import config_secrets
+from sovstore import config_policy, config_secrets
 from sovstore.backends import providers
-from sovstore.backends.providers import Provider
+from sovstore.backends.providers import Fact, Provider
 from sovstore.config_file import write_settings
 from sovstore.config_secrets import Stray
 from sovstore.config_store import LISTS, SETTINGS, StoreConfig, describe, location, nearest, refuse_unknown
@@ -161,11 +161,22 @@ class _File:
     providers: Mapping[str, Provider]
     services: tuple[Service, ...] = ()
     audit_file: Path | None = None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    controllers: Mapping[str, Mapping[str, Fact]] = field(default_factory=dict)
 
     def describe(self, name: str, table: Mapping[str, Any]) -> StoreConfig:
         """Return what the table of a store says, with what the file says for all stores."""
-        described = describe(name, table, self.path, self.providers)
-        return replace(described, services=self.services, audit_file=self.audit_file)
+        own = {key: value for key, value in table.items() if key != "policy"}
+        tables = {f"policy in {self.path}": self.policy}
+        if "policy" in table:
+            tables[f"stores.{name}.policy in {self.path}"] = table["policy"]
+        return replace(
+            describe(name, own, self.path, self.providers),
+            services=self.services,
+            audit_file=self.audit_file,
+            policy=config_policy.parse(tables),
+            controllers=self.controllers,
+        )
 
 
 def _store(name: str, table: Mapping[str, Any], file: _File, variables: Mapping[str, str]) -> StoreConfig:
@@ -184,13 +195,14 @@ def _read_all(explicit: str | os.PathLike[str] | None) -> _File:
     if path is None:
         return _File(None, {}, providers.catalogue())
     content = _read(path)
-    return _File(
-        path,
-        _tables(content, "stores", path),
-        providers.extended(_providers(content, path), str(path)),
-        _services(content, path),
-        _audit_file(content, path),
-    )
+    known, services = providers.extended(_providers(content, path), str(path)), _services(content, path)
+    controllers = config_policy.controllers(_tables(content, "controllers", path), known, str(path))
+    config_policy.check_services(services, {**controllers, **known}, str(path))
+    general = content.get("policy", {})
+    # Also where no store is affected: a mistake in a policy must not wait for the first store.
+    config_policy.parse({f"policy in {path}": general})
+    stores, audit_file = _tables(content, "stores", path), _audit_file(content, path)
+    return _File(path, stores, known, services, audit_file, general, controllers)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -200,7 +212,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {exc}", path=str(path), hint="correct that line") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}", path=str(path)) from exc
-    refuse_unknown(content, ["audit", "kms", "providers", "stores"], str(path))
+    refuse_unknown(content, ["audit", "controllers", "kms", "policy", "providers", "stores"], str(path))
     return content
 
 

@@ -17,7 +17,8 @@ import platformdirs
 from sovstore import os_keyring
 from sovstore.backends import providers
 from sovstore.backends.base import Place
-from sovstore.backends.providers import Provider
+from sovstore.backends.providers import Fact, Provider
+from sovstore.config_policy import Policy
 from sovstore.config_secrets import has_password
 from sovstore.errors import ConfigError
 from sovstore.kms.settings import Service
@@ -26,7 +27,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 #: Provider of a root that is a URL, where it is not any other fsspec filesystem.
 _BY_SCHEME = {"s3": "s3", "s3a": "s3", "abfs": "azure", "abfss": "azure", "az": "azure", "memory": "memory"}
 #: What a store has besides the settings of its table.
-_NO_SETTINGS = ("name", "source", "facts", "services", "audit_file")
+_NO_SETTINGS = ("name", "source", "facts", "services", "audit_file", "policy", "controllers")
 _EXAMPLES = {
     "root": 'write root = "/srv/cohortes", "bucket/prefix" or "container/prefix"',
     "kek": 'write kek = "keyring://sovstore/cohortes" or "keyfile:/path"',
@@ -100,6 +101,10 @@ class StoreConfig:
         How the services that hold KEKs are reached.
     audit_file : Path or None
         Where the audit trail is appended.
+    policy : Policy
+        What is asked of its key holders and its host.
+    controllers : mapping
+        Facts of the controllers and providers of the file, by name.
     """
 
     name: str
@@ -128,6 +133,8 @@ class StoreConfig:
     facts: Provider | None = None
     services: tuple[Service, ...] = ()
     audit_file: Path | None = None
+    policy: Policy = field(default_factory=Policy)
+    controllers: Mapping[str, Mapping[str, Fact]] = field(default_factory=dict, repr=False)
 
     @property
     def place(self) -> Place:
@@ -216,7 +223,7 @@ def describe(name: str, table: Mapping[str, Any], source: Path | None, known: Ma
         When a setting is unknown, missing or wrong.
     """
     where = location(name, source)
-    refuse_unknown(table, SETTINGS, where)
+    refuse_unknown(table, (*SETTINGS, "policy"), where)
     values = {key: _typed(key, value, where) for key, value in table.items()}
     for key in ("root", "kek"):
         if not values.get(key):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sovstore import keyset_copies as copies
+from sovstore import policy
 from sovstore.backends.base import Backend
 from sovstore.config import StoreConfig, variable_of
 from sovstore.errors import (
@@ -110,6 +112,7 @@ class Keks:
             As `sovstore.kms.registry.open_key`.
         """
         if uri not in self._opened:
+            policy.enforce(self.config, keks=[uri])
             new = make and not registry.key_exists(uri)
             self._opened[uri] = (registry.create_key if new else registry.open_key)(uri, self.access)
         return self._opened[uri]
@@ -156,7 +159,7 @@ def unlock(raw: bytes, config: StoreConfig, access: Access | Keks) -> Keyset:
     NoMatchingKeyError
         When none of the configured KEKs wraps it.
     PolicyError
-        When the policy refuses the key holder or the host.
+        When the policy refuses the KEK or the host, before the KMS is asked.
     KMSError
         When the KEK cannot be used.
     """
@@ -167,7 +170,10 @@ def unlock(raw: bytes, config: StoreConfig, access: Access | Keks) -> Keyset:
         ksk = _unwrap(parsed, keks, context, config)
     except KMSUnavailableError as exc:
         raise _with_others(exc, parsed, config) from exc
-    return parsed.unlock(ksk, config.identity)
+    keyset = parsed.unlock(ksk, config.identity)
+    # The keyset says how names were made, whatever the configuration says now.
+    policy.enforce(replace(config, names=keyset.names_mode), keks=())
+    return keyset
 
 
 def _unwrap(parsed: ParsedKeyset, keks: Keks, context: bytes, config: StoreConfig) -> Secret:

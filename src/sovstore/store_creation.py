@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from sovstore import keysets
+from sovstore import keysets, policy
 from sovstore.backends.registry import open_backend
 from sovstore.config import StoreConfig
 from sovstore.errors import ObjectExistsError, ObjectNotFoundError
@@ -34,7 +34,10 @@ async def create(config: StoreConfig, access: Access, record: Callable[[dict[str
     ------
     ObjectExistsError
         When there is a keyset at the host already.
+    PolicyError
+        When the policy refuses a KEK or the host.
     """
+    policy.enforce(config)
     backend = open_backend(config.place)
     try:
         await backend.stat(LOCATION)

@@ -57,7 +57,7 @@ def test_the_examples_of_the_page(tmp_path):
         assert code == "0" or "--json sov://cohort/" in command, f"$ {command}\n{text}"
 
 
-_HOSTS = ("providers", "login", "logout", "check", "gc")
+_HOSTS = ("providers", "policy", "login", "logout", "check", "gc")
 
 
 @pytest.mark.parametrize(

@@ -56,19 +56,19 @@ def test_all_with_ones_own(cli, own):
 def test_one(cli):
     ran = cli("providers", "orange")
     assert (ran.code, ran.err) == (0, "")
-    head, _, rest = ran.out.partition("endpoints, 1 region [5]\n")
+    head, _, rest = ran.out.partition("endpoints, 1 region [7]\n")
     assert head.startswith("orange: Orange Business Cloud Avenue Object Storage\n\nfact ")
     rows = _rows(head)
     assert set(providers.expected("s3")) - {"endpoint"} <= set(rows)
     assert rows["driver"] == ["driver", "s3"]
     assert rows["jurisdiction"] == ["jurisdiction", "FR", "[2]"]
-    assert rows["part_min"] == ["part_min", "unknown;", "taken:", "5", "MiB", "[8]"]
-    assert rows["upload_seconds"] == ["upload_seconds", "unknown", "[8]"]
+    assert rows["part_min"] == ["part_min", "unknown;", "taken:", "5", "MiB", "[10]"]
+    assert rows["upload_seconds"] == ["upload_seconds", "unknown", "[10]"]
     assert rest.startswith(
         "  region01  https://s3-region01.cloudavenue.orange-business.com\n\nsources, and when it was true\n"
     )
     assert "\n   [2] 2020-05-26  https://fdocuments.fr/" in rest
-    assert "\n   [5] 2026-11-22  https://github.com/orange-cloudavenue/cloudavenue-sdk-go\n" in rest
+    assert "\n   [7] 2026-11-22  https://github.com/orange-cloudavenue/cloudavenue-sdk-go\n" in rest
 
 
 def test_one_of_the_configuration(cli, own):
@@ -80,31 +80,33 @@ def test_one_of_the_configuration(cli, own):
 garage: Garage in our machine room
 from DIR/sovstore.toml
 
-fact             value                           source
-───────────────────────────────────────────────────────
-driver           s3
-controller       CHU of Example                  [1]
-parent           unknown                         [2]
-jurisdiction     unknown                         [2]
-secnumcloud      unknown                         [2]
-hds              yes: all                        [3]
-regions          unknown                         [2]
-tls              unknown                         [2]
-addressing       unknown; taken: path            [2]
-signature        unknown; taken: s3v4            [2]
-checksums        unknown; taken: when_required   [2]
-signed_payload   unknown; taken: no              [2]
-part_min         16 MiB                          [1]
-part_max         unknown; taken: 5 GiB           [2]
-parts_max        unknown; taken: 10,000          [2]
-equal_parts      unknown; taken: no              [2]
-put_max          unknown; taken: 5 GiB           [2]
-object_max       unknown; taken: 5 TiB           [2]
-upload_seconds   unknown                         [2]
-listing_page     1,000                           [4]
-batch_delete     unknown; taken: 1,000           [2]
-conditions       put:create, put:replace         [1]
-etag_quotes      unknown; taken: quoted          [2]
+fact                  value                           source
+────────────────────────────────────────────────────────────
+driver                s3
+controller            CHU of Example                  [1]
+parent                unknown                         [2]
+jurisdiction          unknown                         [2]
+parent_jurisdiction   unknown                         [2]
+technology            unknown                         [2]
+secnumcloud           unknown                         [2]
+hds                   yes: all                        [3]
+regions               unknown                         [2]
+tls                   unknown                         [2]
+addressing            unknown; taken: path            [2]
+signature             unknown; taken: s3v4            [2]
+checksums             unknown; taken: when_required   [2]
+signed_payload        unknown; taken: no              [2]
+part_min              16 MiB                          [1]
+part_max              unknown; taken: 5 GiB           [2]
+parts_max             unknown; taken: 10,000          [2]
+equal_parts           unknown; taken: no              [2]
+put_max               unknown; taken: 5 GiB           [2]
+object_max            unknown; taken: 5 TiB           [2]
+upload_seconds        unknown                         [2]
+listing_page          1,000                           [4]
+batch_delete          unknown; taken: 1,000           [2]
+conditions            put:create, put:replace         [1]
+etag_quotes           unknown; taken: quoted          [2]
 
 endpoints, any region [1]
   https://s3.garage.example

@@ -9,16 +9,21 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from sovstore import countries
 from sovstore.errors import ConfigError
 
 UNKNOWN = "unknown"
+#: As the parent of a controller: nobody owns it that has a say.
+NOBODY = "none"
+#: As a technology: everybody can read it and run their own build of it.
+OPEN = "open-source"
 #: In a table of endpoints: all the regions that it does not name.
 OTHERS = "*"
 #: Stands for an account that is not known yet: it stays in the endpoint.
@@ -72,7 +77,14 @@ CONDITIONS = (
     *("read:match", "put:create", "put:replace", "complete:create", "complete:replace"),
     *("copy:source", "copy:create", "copy:replace", "part_copy:source", "delete:match"),
 )
-_WORDS = {str: "a text", int: "a whole number above 0", bool: "true or false", list: "a list of texts"}
+_WORDS = {
+    str: "a text",
+    int: "a whole number above 0",
+    bool: "true or false",
+    list: "a list of texts",
+    dict: "a table of countries by region",
+}
+_COUNTRY = 'a country by ISO 3166-1, such as "FR", or several: "FR, US"'
 _MIB, _GIB, _TIB = 2**20, 2**30, 2**40
 _S3, _HOSTED = ("s3",), ("s3", "azure")
 
@@ -81,11 +93,17 @@ def _size(default: int, azure: int) -> _Kind:
     return _Kind(int, default, drivers=_HOSTED, defaults={"azure": azure}, unit="bytes")
 
 
+#: Said of one controller: none is taken over from a provider that is run by another one.
+_LEGAL = ("parent", "jurisdiction", "parent_jurisdiction", "group", "region_jurisdiction")
 #: Every fact there is. The defaults are those of S3, the common part of what all speak, and of Azure Blob.
 FACTS: Mapping[str, _Kind] = {
     "controller": _Kind(str, UNKNOWN),  # the legal person that runs it
-    "parent": _Kind(str, UNKNOWN),  # who owns that one
+    "parent": _Kind(str, UNKNOWN),  # who owns that one, or NOBODY
     "jurisdiction": _Kind(str, UNKNOWN),  # of the controller, as ISO 3166-1 alpha-2
+    "parent_jurisdiction": _Kind(str, UNKNOWN),  # of the parent
+    "technology": _Kind(str, UNKNOWN),  # country of who writes the software, or OPEN
+    "group": _Kind(list, [], optional=True),  # what the controller, its parent and its sisters are called
+    "region_jurisdiction": _Kind(dict, {}, drivers=_S3, optional=True),  # of a region, where it is not always the same
     "secnumcloud": _Kind(str, UNKNOWN),  # begins with one of QUALIFIED
     "hds": _Kind(str, UNKNOWN),  # begins with one of QUALIFIED
     "endpoint": _Kind(str, drivers=_HOSTED),  # with {region} and {account} where they belong, or a table by region
@@ -292,7 +310,7 @@ def parse(name: str, table: object, where: str, shipped: Mapping[str, Provider] 
     if not isinstance(title, str) or driver not in DRIVERS:
         hint = f"write driver = one of {', '.join(DRIVERS)}, or like = the name of a shipped provider"
         raise ConfigError(f"{where}: 'driver' or 'title' is missing or not valid", path=name, hint=hint)
-    facts = {key: fact for key, fact in base.facts.items() if driver in FACTS[key].drivers} if base else {}
+    facts = dict(_taken_over(base, driver, rest)) if base else {}
     for key, value in rest.items():
         facts[key] = _fact(key, value, where, bare=shipped is not None)
         if driver not in FACTS[key].drivers:
@@ -301,6 +319,12 @@ def parse(name: str, table: object, where: str, shipped: Mapping[str, Provider] 
     provider = Provider(name, title, driver, facts)
     _check_endpoint(provider, where)
     return provider
+
+
+def _taken_over(base: Provider, driver: str, own: Mapping[str, Any]) -> Iterator[tuple[str, Fact]]:
+    for key, fact in base.facts.items():
+        if driver in FACTS[key].drivers and not ("controller" in own and key in _LEGAL and fact.value != UNKNOWN):
+            yield key, fact
 
 
 def _base(like: object, where: str, shipped: Mapping[str, Provider]) -> Provider | None:
@@ -353,6 +377,12 @@ def _check_value(key: str, value: Any, where: str) -> None:  # facts have severa
         good = set(value if kind.type is list else [value]) <= set(kind.choices)
     if good and key in ("secnumcloud", "hds"):
         good, what = value.partition(":")[0] in QUALIFIED, f'"{UNKNOWN}", or one of {", ".join(QUALIFIED)} and ": …"'
+    if good and key in ("jurisdiction", "parent_jurisdiction"):
+        good, what = bool(countries.parse(value)), _COUNTRY
+    if good and key == "technology":
+        good, what = value == OPEN or bool(countries.parse(value)), f'{_COUNTRY}, or "{OPEN}"'
+    if good and key == "region_jurisdiction":
+        good = all(isinstance(code, str) and countries.parse(code) for code in value.values())
     if not good:
         raise ConfigError(f"{where}: {key} is not {what}", path=where, hint="correct it, or leave it out")
 

@@ -29,6 +29,7 @@ _MODULES = (
     "copying",
     "inspection",
     "providers",
+    "policy",
     "check",
     "gc",
     "keys",

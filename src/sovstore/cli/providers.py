@@ -224,6 +224,8 @@ def _value_text(value: Any, unit: str) -> str:  # facts have several types
         return _size_text(value) if unit == "bytes" else f"{value:,}" + (" s" if unit == "seconds" else "")
     if isinstance(value, tuple | list):
         return ", ".join(value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return str(value)
 
 

@@ -24,10 +24,17 @@ _DRIVERS = {
 _REFUSED = ("awskms", "aws-kms", "arn", "gcpkms", "gcp-kms", "azurekeyvault")
 
 
-def _driver(uri: str) -> ModuleType:
+def refusal(uri: str) -> PolicyError | None:
+    """Return the error for a key URI whose scheme no policy allows; None for any other.
+
+    Raises
+    ------
+    ConfigError
+        When the scheme is unknown.
+    """
     scheme, colon, _ = uri.partition(":")
-    if scheme in _REFUSED:
-        raise PolicyError(
+    if scheme.lower() in _REFUSED:
+        return PolicyError(
             f"{scheme}: the key would be held by a company under US law, which can be ordered to use it",
             path=scheme,
             hint="hold the KEK in a KMS or HSM of your own jurisdiction",
@@ -36,7 +43,13 @@ def _driver(uri: str) -> ModuleType:
         # The URI itself is not quoted: what somebody mistook for a URI may be a key.
         known = ", ".join(f"{name}:" for name in _DRIVERS)
         raise ConfigError("kek: not a key URI of a known scheme", path="kek", hint=f"known schemes: {known}")
-    return import_module(_DRIVERS[scheme])
+    return None
+
+
+def _driver(uri: str) -> ModuleType:
+    if (refused := refusal(uri)) is not None:
+        raise refused
+    return import_module(_DRIVERS[uri.partition(":")[0]])
 
 
 def open_key(uri: str, access: Access) -> WrappingKey:
