@@ -137,7 +137,7 @@ def with_retries(call: Callable[[float], T], timeout_s: float) -> T:
     end = time.monotonic() + timeout_s
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda exc: isinstance(exc, KMSError) and exc.retryable),
-        wait=tenacity.wait_exponential_jitter(initial=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S, jitter=_FIRST_PAUSE_S),
+        wait=tenacity.wait_exponential(_FIRST_PAUSE_S, _LONGEST_PAUSE_S) + tenacity.wait_random(0, _FIRST_PAUSE_S),
         stop=tenacity.stop_before_delay(timeout_s),
         reraise=True,
     )
