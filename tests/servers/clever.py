@@ -1,9 +1,9 @@
 """A fake of Clever Cloud KMS: there is no server of it to install.
 
 It does what the documentation of Clever Cloud KMS shows (transit over Vault's interface) and refuses everything else:
-ciphertext in base64url, XChaCha20-Poly1305's lengths over the base64 text it was given, errors that are a bare JSON text,
-one message for whatever does not decrypt, also for a key that is not there. The cipher itself is AES-GCM here, with a
-nonce of 24 bytes. That it does not pad, and what it says of a key, are guesses.
+ciphertext in base64url, the lengths of XChaCha20-Poly1305 over the base64 text it was given, errors that are a bare
+JSON text, one message for whatever does not decrypt, also for a key that is not there. The cipher itself is AES-GCM
+here, with a nonce of 24 bytes. That it does not pad, and what it says of a key, are guesses.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class OpenBaoKey(WrappingKey):
             if said:
                 raise self._errors.unsuitable(why)
         if data.get("soft_deleted") is True:
-            raise self._errors.denied("has the key marked as deleted", "restore it, or name another KEK")
+            raise self._deleted(None)
 
     def _asked(self, step: Callable[[float], Mapping[str, Any]]) -> Mapping[str, Any]:
         """Return what a step gives, made again while the service is away, all within the time of one call."""
@@ -205,6 +205,8 @@ class OpenBaoKey(WrappingKey):
             return self._errors.missing(hint, request_id)
         if status in (401, _FORBIDDEN):
             return self._errors.denied(f"does not let us {_RIGHTS[right][0]}", self._hint(right), request_id)
+        if status == 400 and "soft-deleted" in answer.complaint():
+            return self._deleted(request_id)
         if status == 400 and right == "decrypt":
             return self.refused()
         if status == 400:
@@ -212,12 +214,17 @@ class OpenBaoKey(WrappingKey):
             return self._errors.failed("refused to wrap under the key", hint, request_id)
         return self._errors.garbled(request_id)
 
+    def _deleted(self, request_id: str | None) -> KMSError:
+        hint = "ask its operator to restore it; any other KEK of the store opens it meanwhile"
+        return self._errors.denied("has the key marked as deleted", hint, request_id)
+
     def _hint(self, right: str) -> str:
-        path = f"{self._mount}/{right}/{self._key}"
-        line = f'path "{path}" {{ capabilities = ["{_RIGHTS[right][1]}"] }}'
+        needs = f'path "{self._mount}/{right}/{self._key}" {{ capabilities = ["{_RIGHTS[right][1]}"] }}'
+        # To encrypt under a key that is not there is to make it, and another right.
+        gone = ", or the key is not there any more" if right == "encrypt" else ""
         if self._service.auth in (None, "token"):
-            return f"the token may have expired: have a new one, or log in by another 'auth'; its policy needs {line}"
-        return f"the policy of the token that the login gives needs {line}"
+            return f"have a new token if this one expired, or log in by another 'auth'; its policy needs {needs}{gone}"
+        return f"the policy of the role that logs in needs {needs}{gone}"
 
     def _bound(self, aad: bytes) -> bytes | None:
         return None if self._clever else aad

@@ -6,6 +6,7 @@ replaced it. A token from a login is renewed before its lease ends, where it can
 
 from __future__ import annotations
 
+import hmac
 import math
 import os
 import threading
@@ -69,8 +70,8 @@ class Login:
         self._service, self._errors, self._call = service, errors, call
         self._method = service.auth or "token"
         self._mount = service.auth_mount or self._method
-        self._check()
         self._held: _Held | None = None
+        self._check()
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def token(self, end: float) -> tuple[Secret, bool]:
@@ -91,18 +92,15 @@ class Login:
             if held is not None and now < held.due:
                 return held.token, False
             renewed = self._renewed(held, end) if held is not None and held.renewable and now < held.ends else None
-            self._held = renewed or self._new(end)
+            self._held = renewed or self._logged_in(end)
             return self._held.token, renewed is None
 
     def another(self, refused: Secret, end: float) -> Secret | None:
         """Return another token than one that was refused; None when there is no other."""
         with self._locked(end):
             if self._held is None or self._held.token is refused:
-                new = self._new(end)
-                if new.token.reveal() == refused.reveal():
-                    return None
-                self._held = new
-            return self._held.token
+                self._held = self._replaced(refused) if self._method == "token" else self._logged_in(end)
+            return None if self._held.token is refused else self._held.token
 
     @contextmanager
     def _locked(self, end: float) -> Iterator[None]:
@@ -128,8 +126,10 @@ class Login:
                 raise self._wrong(f"{setting!r} is missing", hint)
         if self._method == "cert" and self._service.plain_http:
             raise self._wrong("a login by certificate needs TLS", "take 'plain_http' out of [kms.NAME]")
-        if self._method != "cert":
-            self._secret({"token": "token", "approle": "secret_id", "jwt": "jwt"}[self._method])
+        if self._method == "token":
+            self._held = _Held(self._secret("token"))
+        elif self._method != "cert":
+            self._secret({"approle": "secret_id", "jwt": "jwt"}[self._method])
 
     def _wrong(self, what: str, hint: str) -> ConfigError:
         return ConfigError(f"{self._errors.uri}: {what}", path=self._errors.uri, hint=hint)
@@ -147,9 +147,16 @@ class Login:
             raise self._wrong(f"what {setting!r} refers to is not ASCII", "correct it")
         return found
 
-    def _new(self, end: float) -> _Held:
-        if self._method == "token":
-            return _Held(self._secret("token"))
+    def _replaced(self, refused: Secret) -> _Held:
+        """Return the token that the setting refers to by now; the same one when there is no other."""
+        try:
+            found = self._secret("token")
+        except ConfigError:
+            # That the service refused the token is what there is to say.
+            return _Held(refused)
+        return _Held(refused if hmac.compare_digest(found.reveal(), refused.reveal()) else found)
+
+    def _logged_in(self, end: float) -> _Held:
         held = self._granted(self._log_in(self._call(None, end)))
         if held is None:
             raise self._errors.denied("did not accept the login", self._hint())

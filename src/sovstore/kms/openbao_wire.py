@@ -285,6 +285,15 @@ class _TimedSocket(ssl.SSLSocket):
     With a timeout for each wait alone, whoever sends a byte a second is waited for without end.
     """
 
+    def sendall(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().sendall(*args, **kwargs)
+        except OSError:
+            # In TLS 1.3 a server refuses our certificate after the handshake, when we send already. Its alert, which
+            # says that it does, may be there to read when it takes no more: reading raises it.
+            self.recv(1)
+            raise
+
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         end: float | None = getattr(_clock, "end", None)
         if end is not None:
