@@ -35,13 +35,13 @@ class Script:
 
 
 @contextlib.contextmanager
-def scripted_server(certificate: Path) -> Iterator[Script]:
-    """Run the server on loopback with a certificate and its key."""
+def scripted_server(certificate: Path, *, host: str = LOOPBACK) -> Iterator[Script]:
+    """Run the server on loopback, at an address of this machine, with a certificate and its key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    with socket.create_server((LOOPBACK, 0)) as listening:
+    with socket.create_server((host, 0)) as listening:
         listening.settimeout(0.05)
-        script, over = Script(f"{LOOPBACK}:{listening.getsockname()[1]}"), threading.Event()
+        script, over = Script(f"{host}:{listening.getsockname()[1]}"), threading.Event()
         thread = threading.Thread(target=_accept, args=(listening, context, script, over), daemon=True)
         thread.start()
         try:

@@ -174,7 +174,7 @@ class Login:
         """Return a token with a longer lease; None when a login is due: it cannot be renewed, or hardly any more."""
         renewed = self._granted(self._call(held.token, end).renew())
         # At its greatest age the last lease is cut short, and each one after it would be shorter.
-        if renewed is None or renewed.full_s < held.full_s * (1 - _DUE):
+        if renewed is None or renewed.full_s < held.full_s / 2:
             return None
         return replace(renewed, full_s=held.full_s)
 
