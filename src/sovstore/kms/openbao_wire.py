@@ -1,7 +1,8 @@
 """The interface of OpenBao and Vault on the wire: hvac's methods over connections that sovstore can answer for.
 
 Implements one request and its answer. Does not log in, does not try again and knows no errors but those of the
-connection and of a service that is away.
+connection and of a service that is away. Does not bound the look-up of a host's name, and waits the whole time for each
+of its addresses.
 
 `hvac.Client` is not used: it looks for addresses, tokens and certificates in the environment and in the home folder,
 and its sessions trust certifi's authorities besides ours, follow redirects and bound neither a reply's length nor its
