@@ -138,7 +138,8 @@ def with_retries(call: Callable[[float], T], timeout_s: float) -> T:
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda exc: isinstance(exc, KMSError) and exc.retryable),
         wait=tenacity.wait_exponential(_FIRST_PAUSE_S, _LONGEST_PAUSE_S) + tenacity.wait_random(0, _FIRST_PAUSE_S),
-        stop=tenacity.stop_before_delay(timeout_s),
+        # A try with less than that left would only run out of time, and hide why the one before it failed.
+        stop=tenacity.stop_before_delay(timeout_s * 0.8),
         reraise=True,
     )
     return retrying(lambda: call(max(end - time.monotonic(), 0.001)))
