@@ -108,13 +108,19 @@ def test_a_token_is_renewed_before_its_lease_ends_and_after_that_had_anew(approl
     assert sent()[0] == LOGIN
 
 
-def test_a_token_at_its_greatest_age_is_had_anew(approle, sent):
+@pytest.mark.parametrize("after_s", [2.2, 2.85])
+def test_a_token_at_its_greatest_age_is_had_anew(approle, sent, after_s):
+    """Its last lease is cut short at first; later the server says 500."""
     key = approle(token_ttl="3s", token_max_ttl="3s")
     wrapped = key.wrap(SECRET, CONTEXT)
+    start = time.monotonic()
     sent()
-    time.sleep(2.3)
+    time.sleep(after_s)
     assert key.unwrap(wrapped, CONTEXT) == SECRET
-    assert sent()[:2] == [RENEWAL, LOGIN]
+    requests = sent()
+    assert LOGIN in requests[:2]
+    assert requests.count(RENEWAL) <= 1
+    assert time.monotonic() - start < after_s + 1
 
 
 def test_a_token_that_cannot_be_renewed_is_had_anew(approle, sent):
@@ -204,8 +210,7 @@ def test_a_certificate_that_is_of_no_role(openbao_server, place, opened, tmp_pat
 
 def test_a_certificate_at_the_listener_that_asks_for_none(openbao_server, place, opened):
     file = str(openbao_server.client.certificate)
-    openbao_server.make_certificate_role(place[1])
-    key = opened(auth="cert", cert_file=file, key_file=file)
+    key = opened(auth="cert", cert_file=file, key_file=file, role=openbao_server.make_certificate_role(place[1]))
     assert key.unwrap(key.wrap(SECRET, CONTEXT), CONTEXT) == SECRET
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sovstore.errors import ConfigError, KMSError
+from sovstore.errors import ConfigError, KMSError, KMSUnavailableError
 from sovstore.kms import uri as key_uri
 from sovstore.kms.service import Errors
 from sovstore.kms.settings import Service
@@ -172,7 +172,11 @@ class Login:
 
     def _renewed(self, held: _Held, end: float) -> _Held | None:
         """Return a token with a longer lease; None when a login is due: it cannot be renewed, or hardly any more."""
-        renewed = self._granted(self._call(held.token, end).renew())
+        outcome = self._call(held.token, end).renew()
+        if isinstance(outcome, KMSUnavailableError):
+            # OpenBao says 500 to who asks too late (seen in 2.7.2). Where it is away indeed, the login will say so.
+            return None
+        renewed = self._granted(outcome)
         # At its greatest age the last lease is cut short, and each one after it would be shorter.
         if renewed is None or renewed.full_s < held.full_s / 2:
             return None
