@@ -96,6 +96,10 @@ class ProcessGroup:
         tails = [f"--- {log.name}\n{_tail(log)}" for log in sorted(self.logs.glob("*.log"))]
         return ServerStartError("\n".join([f"{self.name}: {reason}", *tails]))
 
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to one of the processes."""
+        next(child for known, child, _ in self._children if known == name).send_signal(number)
+
     def stop(self) -> None:
         """Stop the processes, the last one started first."""
         while self._children:
