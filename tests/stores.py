@@ -11,6 +11,16 @@ from uuid import uuid4
 from sovstore import config, store_creation
 from sovstore.filesystem import SovFileSystem
 
+#: A self-hosted service has to say who runs it: `controller = "tests"` in its table.
+CONTROLLERS = """
+[controllers.tests]
+legal_entity = "the tests"
+jurisdiction = "FR"
+parent = "none"
+technology_origin = "open-source"
+as_of = 2026-11-25
+source = "tests"
+"""
 #: Looked for in everything that is printed, logged, pickled or stored: it must be nowhere.
 PASSPHRASE = "canary-passphrase-4f1d"  # a canary, not a secret
 

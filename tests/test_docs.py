@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from sovstore import config, errors
+from sovstore import config, errors, policy
 from sovstore.backends.providers import catalogue
 from sovstore.kms import registry, settings
 from tests import snippets
@@ -84,8 +85,10 @@ def test_the_configurations_of_the_pages_on_keys_load(page: Path, tmp_path: Path
         file.write_text(text)
         loaded = config.load(file)
         for described in loaded.stores.values():
-            # Where a page shows a store with its service, the one goes with the other.
-            assert all(service.uri in described.kek for service in described.services[:1])
+            # What a page shows can be opened: its service is the one of its KEK, and the default policy allows it.
+            assert settings.service_of(described.kek, described.services).name
+            found = policy.evaluate(described, today=date(2026, 11, 25))
+            assert [finding.message for finding in found if finding.action == "refuse"] == []
 
 
 def test_every_setting_of_a_service_is_documented() -> None:

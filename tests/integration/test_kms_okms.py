@@ -28,7 +28,7 @@ from sovstore.trail import Trail
 from tests.servers import okms_fake as fakes
 from tests.servers.clients import make_client_authority
 from tests.servers.tls import make_certificate
-from tests.stores import make_store, open_fs
+from tests.stores import CONTROLLERS, make_store, open_fs
 
 CONTEXT = bytes(range(32))
 SECRET = b"canary-secret-31d0-never-print-it"[:32]
@@ -386,7 +386,7 @@ def test_a_store_is_made_and_read(fake, kek, tmp_path, monkeypatch):
     pem = fake.certificate()
     (tmp_path / "sovstore.toml").write_text(
         f'[kms.ovh]\nuri = "okms://eu-west-par/{fake.okms_id}"\nca_file = "{fake.files.ca_file}"\n'
-        f'cert_file = "{pem}"\nkey_file = "{pem}"\n'
+        f'cert_file = "{pem}"\nkey_file = "{pem}"\ncontroller = "tests"\n{CONTROLLERS}'
     )
     file = make_store(tmp_path, kek=fake.uri(kek))
     fs = open_fs(file)

@@ -13,6 +13,7 @@ from sovstore.kms import registry
 from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
 from tests.servers import openbao
+from tests.stores import CONTROLLERS
 
 _PAGE = Path(__file__).parent.parent.parent / "docs/kms/openbao.md"
 _STORE = """
@@ -21,6 +22,7 @@ provider = "local"
 root     = "{root}"
 kek      = "{uri}/transit/cohortes"
 [kms.bao]
+controller = "tests"
 uri     = "{uri}"
 ca_file = "{ca_file}"
 """
@@ -100,7 +102,7 @@ def test_each_way_to_log_in_gives_a_reader(server, said, monkeypatch, folder):
 def test_a_store_is_made_by_a_writer_and_read_by_a_reader(server, said, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     settings = {"root": tmp_path / "host", "uri": f"openbao://{server.address}", "ca_file": server.ca_file}
-    Path("sovstore.toml").write_text(_STORE.format(**settings))
+    Path("sovstore.toml").write_text(_STORE.format(**settings) + CONTROLLERS)
     Path("person.csv").write_text("a sensitive line\n")
     both = _value(said, "bao token create -policy=cohortes-reader -policy=cohortes-writer -ttl=8h", "token")
     only = server.shell("bao token create -policy=cohortes-reader -field=token", tmp_path)

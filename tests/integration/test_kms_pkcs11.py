@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -317,6 +319,36 @@ def test_without_the_package_it_says_how_to_install_it(token, monkeypatch):
     with pytest.raises(MissingDependencyError) as caught:
         opened(token)
     assert caught.value.hint == "pip install 'sovstore[pkcs11]'"
+
+
+# The page
+
+
+def test_the_commands_of_the_page_make_a_kek(token, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/kms/pkcs11.md").read_text()
+    block = re.search(r"^```console\n(\$ softhsm2-util.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    script = re.sub(r"^\$ ", "", block, flags=re.MULTILINE)
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path / 'tokens'}\n")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SOFTHSM2_CONF": str(tmp_path / "softhsm2.conf"),
+        "SO_PIN": "12345678",
+        "PIN": "87654321",
+    }
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], env=environment, check=True, capture_output=True)
+    code = """
+import logging
+from sovstore.kms.base import Access
+from sovstore.kms.pkcs11 import open_key
+from sovstore.kms.settings import Service
+logging.basicConfig(level=logging.WARNING)
+service = Service(uri="pkcs11:token=hospital", module="/usr/lib/softhsm/libsofthsm2.so", pin="env:PIN")
+key = open_key("pkcs11:token=hospital;object=cohortes-2026", Access(services=(service,)))
+assert key.unwrap(key.wrap(bytes(32), bytes(32)), bytes(32)) == bytes(32)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert ran.stderr == ""
 
 
 # Secrets

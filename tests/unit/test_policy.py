@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sovstore import config, countries, keysets, parties, policy, rules, store
+from sovstore import config, countries, keysets, parties, policy, rules, store_creation
 from sovstore.backends import providers
 from sovstore.config_policy import CONTROLLER, SETTINGS, Policy
 from sovstore.errors import ConfigError, PolicyError
@@ -783,7 +783,7 @@ def test_making_is_refused_before_anything_is_there(tmp_path):
         tmp_path, f'[policy]\nprotection_level = "hsm"\n[stores.s]\nroot = "host"\nkek = "keyfile:{tmp_path}/k"\n'
     )
     with pytest.raises(PolicyError, match="rule protection_level"):
-        asyncio.run(store.create(described, Access(lambda _: "secret"), lambda _: pytest.fail("recorded")))
+        asyncio.run(store_creation.create(described, Access(lambda _: "secret"), lambda _: pytest.fail("recorded")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sovstore.toml"]
 
 

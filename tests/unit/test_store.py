@@ -13,7 +13,7 @@ from sovstore.backends.base import Stat
 from sovstore.errors import FormatError, IsFolderError, ObjectNotFoundError, StoreError
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.recovery import RecoveryKey
-from sovstore.store import _Decoder
+from sovstore.listing import Decoder
 from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, wrap_backends
 from tests.stores import make_store, open_fs
 
@@ -131,7 +131,7 @@ def test_names_of_any_depth(tmp_path: Path, names: str) -> None:
     """A host may list what it likes, also names deeper than Python can recurse."""
     host = open_host(tmp_path, "memory", names=names)
     keyset = host.fs._sync(host.fs.store.keyset)
-    decoder = _Decoder(keyset.names(), "", "")
+    decoder = Decoder(keyset.names(), "", "")
     deep = "/".join(["x"] * 3000)
     path, foreign = decoder.decode(deep)
     assert (path, foreign) == (deep, True)
@@ -144,7 +144,7 @@ def test_names_of_any_depth(tmp_path: Path, names: str) -> None:
 )
 def test_hostile_names_are_shown_as_what_they_are_not(tmp_path: Path, name: str) -> None:
     keyset = open_host(tmp_path, "memory").fs
-    decoder = _Decoder(keyset._sync(keyset.store.keyset).names(), "", "")
+    decoder = Decoder(keyset._sync(keyset.store.keyset).names(), "", "")
     path, foreign = decoder.decode(name)
     assert foreign
     assert not {".", ".."} & set(path.split("/"))
