@@ -30,6 +30,7 @@ _SERVER_FIXTURES = {
     "openbao_server": "openbao",
     "pykmip_server": "kmip",
     "softhsm_token": "softhsm",
+    "okms_fake": "okms",
 }
 
 _REQUIRED = pytest.StashKey[frozenset[str]]()
@@ -188,11 +189,12 @@ def softhsm_token(pytestconfig: pytest.Config) -> Iterator[softhsm.SoftHSMToken]
 
 
 @pytest.fixture(name="okms_fake")
-def _okms_fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[okms_fake.OKMSFake]:
+def _okms_fake(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[okms_fake.OKMSFake]:
     """A strict fake of OVHcloud KMS, without keys; a request that its description does not allow fails the test."""
     description = okms_fake.description_file()
-    if description is None:
-        pytest.skip("no OpenAPI description of OVHcloud KMS: set SOVSTORE_TEST_OKMS_OPENAPI to its file")
+    missing = [] if description else ["the OpenAPI description of OVHcloud KMS: set SOVSTORE_TEST_OKMS_OPENAPI to it"]
+    require.skip_or_fail("okms", missing, pytestconfig.stash[_REQUIRED])
+    assert description is not None
     with okms_fake.start(tmp_path_factory.mktemp("okms"), description) as fake:
         yield fake
     assert fake.violations == []

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
-SERVERS = ("s3", "moto", "azurite", "faults", "keyring", "openbao", "kmip", "softhsm")
+SERVERS = ("s3", "moto", "azurite", "faults", "keyring", "openbao", "kmip", "softhsm", "okms")
 
 
 def parse_required(value: str) -> frozenset[str]:
