@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sovstore.kms.settings import Service
-from tests.servers.client_tls import ClientAuthority
+from tests.servers.client_authority import ClientAuthority
 from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
 from tests.servers.process import process_group
 from tests.servers.tls import make_certificate
