@@ -13,12 +13,22 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sovstore.kms.kmip_messages import Tag
+from sovstore.kms.kmip_messages import Operation, Tag
 from sovstore.kms.kmip_ttlv import Item, Type, decode, encode, structure
 from sovstore.kms.settings import Service
 from tests.servers.client_authority import ClientAuthority
 from tests.servers.ports import LOOPBACK
 
+#: Which key replies are about.
+UID = Item(Tag.UID, Type.TEXT, "kek-1")
+#: The attributes of a key that may be a KEK.
+_FIT = {
+    "Object Type": (Type.ENUMERATION, 2),
+    "Cryptographic Algorithm": (Type.ENUMERATION, 3),
+    "Cryptographic Length": (Type.INTEGER, 256),
+    "Cryptographic Usage Mask": (Type.INTEGER, 12),
+    "State": (Type.ENUMERATION, 2),
+}
 #: Given a request, returns what is sent back; `None` closes the connection.
 Answer = Callable[[Item], bytes | None]
 
@@ -55,8 +65,13 @@ class KMIPFake:
     def service(self, **settings: float | str) -> Service:
         """Return what ``[kms.NAME]`` says of it."""
         files = {"cert_file": str(self.certificate), "key_file": str(self.certificate)}
-        given = {"uri": f"kmip://localhost:{self.port}", "timeout_s": 3.0, **files, **settings}
+        given = {"uri": f"kmip://localhost:{self.port}", "timeout_s": 10.0, **files, **settings}
         return Service(name="fake", **{"ca_file": str(self.authority.ca_file), **given})  # type: ignore[arg-type]
+
+    def answers(self, **payloads: list[Item]) -> None:
+        """Answer each operation with its items, such as ``DECRYPT=[…]``; the key is fit unless it is said otherwise."""
+        items = {"GET_ATTRIBUTES": attributes(), **payloads}
+        self.answer = lambda request: reply(asked(request), UID, *items[Operation(asked(request)).name])
 
     def stop(self) -> None:
         """Close everything."""
@@ -134,6 +149,26 @@ def reply(
 def attribute(name: str, kind: Type, value: int) -> Item:
     """Return an attribute as KMIP 1 has it."""
     return structure(Tag.ATTRIBUTE, Item(Tag.ATTRIBUTE_NAME, Type.TEXT, name), Item(Tag.ATTRIBUTE_VALUE, kind, value))
+
+
+def attributes(**changed: tuple[Type, int] | None) -> list[Item]:
+    """Return the attributes of a key that may be a KEK, with others in their place; None leaves one out."""
+    found = {**_FIT, **changed}
+    return [attribute(name, *value) for name, value in found.items() if value is not None]
+
+
+def sealed(iv: bytes | None = None, size: int = 64) -> list[Item]:
+    """Return what Encrypt gives, with an IV if any."""
+    used = [Item(Tag.IV, Type.BYTES, iv)] if iv is not None else []
+    return [Item(Tag.DATA, Type.BYTES, b"\xd0" * size), *used, Item(Tag.GCM_TAG, Type.BYTES, b"\x77" * 16)]
+
+
+def asked(request: Item) -> int:
+    """Return which operation a request asks for."""
+    operation = find(request, Tag.OPERATION)
+    assert operation is not None
+    assert isinstance(operation.value, int)
+    return operation.value
 
 
 def find(item: Item, tag: int) -> Item | None:
