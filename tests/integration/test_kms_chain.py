@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import tomlkit
@@ -30,17 +31,18 @@ def keks(openbao_server, softhsm_token, pykmip_server, okms_fake, tmp_path, monk
     monkeypatch.setenv("BAO_TOKEN", openbao_server.make_token(RIGHTS))
     monkeypatch.setenv("HSM_PIN", softhsm_token.pin)
     monkeypatch.setenv("OKMS_TOKEN", okms_fake.token())
-    softhsm_token.make_key("chain")
+    hsm_key = f"chain-{uuid4().hex[:8]}"
+    softhsm_token.make_key(hsm_key)
     kmip = pykmip_server.service
     uris = {
         "openbao": f"openbao://{openbao_server.address}/transit/{openbao_server.make_key()}",
-        "softhsm": f"pkcs11:token={softhsm_token.label};object=chain",
+        "softhsm": f"pkcs11:token={softhsm_token.label};object={hsm_key}",
         "kmip": pykmip_server.key_uri(pykmip_server.create_keys(1)[0]),
         "okms": okms_fake.uri(okms_fake.add_key()),
     }
     tables = {
         "openbao": {"uri": f"openbao://{openbao_server.address}", "ca_file": str(openbao_server.ca_file)},
-        "softhsm": {"uri": "pkcs11:", "module": softhsm_token.module, "pin": "env:HSM_PIN"},
+        "softhsm": {"uri": f"pkcs11:token={softhsm_token.label}", "module": softhsm_token.module, "pin": "env:HSM_PIN"},
         "kmip": {
             "uri": uris["kmip"].rpartition("/")[0],
             **{name: getattr(kmip, name) for name in ("ca_file", "cert_file", "key_file")},
@@ -127,13 +129,16 @@ def test_all_of_them_open_it(keks, tmp_path, monkeypatch):
         assert site.open().cat("a") == b"content", name
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_one_call_opens_ten_thousand_objects(keks, tmp_path, name):
-    fs = open_fs(make_store(tmp_path, provider="memory", root=f"/{name}", kek=keks[name]))
-    fs.pipe({f"{n % 100}/{n}": b"x" for n in range(10_000)})
-    fs.close()
-    (tmp_path / "audit.jsonl").unlink()
-    assert len(fs.find("")) == 10_000
-    assert len(fs.cat([f"{n % 100}/{n}" for n in range(10_000)])) == 10_000
-    lines = (tmp_path / "audit.jsonl").read_text().splitlines()
-    assert [json.loads(line)["action"] for line in lines] == ["unwrap"]
+def test_one_call_opens_ten_thousand_objects(keks, tmp_path, monkeypatch):
+    others = [keks[name] for name in SERVICES[1:]]
+    file = make_store(tmp_path, provider="memory", kek=keks["openbao"], other_keks=others)
+    open_fs(file).pipe({f"{n % 100}/{n}": b"x" for n in range(10_000)})
+    monkeypatch.setenv("SOVSTORE_STORES__COHORTES__OTHER_KEKS", "[]")
+    for uri in keks.values():
+        monkeypatch.setenv("SOVSTORE_STORES__COHORTES__KEK", uri)
+        (tmp_path / "audit.jsonl").unlink()
+        fs = open_fs(file, skip_instance_cache=True)
+        assert len(fs.find("")) == 10_000
+        assert len(fs.cat([f"{n % 100}/{n}" for n in range(0, 10_000, 9)])) == 1112
+        lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        assert [(line["action"], line["kek"]) for line in lines] == [("unwrap", registry.label(uri))]
