@@ -103,8 +103,8 @@ class TestClientCertificate(_Transit):
         service = Service(
             uri=base,
             ca_file=str(openbao_server.ca_file),
-            cert_file=str(openbao_server.client.certificate),
-            key_file=str(openbao_server.client.certificate),
+            cert_file=str(openbao_server.client_certificate),
+            key_file=str(openbao_server.client_certificate),
             auth="cert",
             role=openbao_server.make_certificate_role(rules("transit", one, two)),
         )

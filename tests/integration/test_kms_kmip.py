@@ -27,7 +27,7 @@ from sovstore.kms import kmip_messages as messages
 from sovstore.kms.kmip_messages import Ciphertext
 from sovstore.kms.settings import Service
 from tests.servers import pykmip
-from tests.servers.client_authority import ClientAuthority
+from tests.servers.clients import ClientAuthority
 from tests.servers.opened import opener
 from tests.stores import make_store, open_fs
 
@@ -75,7 +75,7 @@ def test_what_is_wrapped_is_what_another_client_unwraps(pykmip_server, opened):
 def test_a_reader_needs_no_right_to_look_at_the_key(pykmip_server, opened):
     (uid,) = pykmip_server.administer({"do": "create", "policy": "shared"})
     wrapped = opened(uid).wrap(SECRET, CONTEXT)
-    reader = opened(uid, pykmip_server.clients.client_certificate("reader"))
+    reader = opened(uid, pykmip_server.clients.issue("reader"))
     assert reader.unwrap(wrapped, CONTEXT) == SECRET
     with pytest.raises(KeyDeniedError, match="does not allow"):
         reader.describe()
@@ -86,7 +86,7 @@ def test_a_reader_needs_no_right_to_look_at_the_key(pykmip_server, opened):
 def test_another_client_is_denied(pykmip_server, opened):
     (uid,) = pykmip_server.create_keys(1)
     wrapped = opened(uid).wrap(SECRET, CONTEXT)
-    stranger = opened(uid, pykmip_server.clients.client_certificate("stranger"))
+    stranger = opened(uid, pykmip_server.clients.issue("stranger"))
     for call in (lambda: stranger.unwrap(wrapped, CONTEXT), lambda: stranger.wrap(SECRET, CONTEXT), stranger.describe):
         with pytest.raises(KeyDeniedError, match="does not allow") as caught:
             call()
@@ -149,9 +149,9 @@ def test_a_version_that_the_service_does_not_speak_is_named(opened):
 @pytest.mark.parametrize("wrong", ["expired", "another authority", "not for clients"])
 def test_a_client_certificate_that_is_not_accepted_is_denied(pykmip_server, opened, tmp_path, wrong):
     certificate = {
-        "expired": lambda: pykmip_server.clients.client_certificate("c", expired=True),
-        "another authority": lambda: ClientAuthority(tmp_path, "foreign").client_certificate("c"),
-        "not for clients": lambda: pykmip_server.clients.client_certificate("c", for_clients=False),
+        "expired": lambda: pykmip_server.clients.issue("c", days=-1),
+        "another authority": lambda: ClientAuthority(tmp_path, "foreign").issue("c"),
+        "not for clients": lambda: pykmip_server.clients.issue("c", for_clients=False),
     }[wrong]()
     start = time.monotonic()
     with pytest.raises(KeyDeniedError, match="does not accept the client certificate") as caught:

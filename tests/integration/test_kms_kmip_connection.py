@@ -106,7 +106,7 @@ def test_an_idle_connection_is_not_trusted(fake, fake_key, monkeypatch):
 
 def test_a_renewed_certificate_is_used_without_a_restart(fake, tmp_path):
     renewed = tmp_path / "client.pem"
-    renewed.write_bytes(fake.authority.client_certificate("client", expired=True).read_bytes())
+    renewed.write_bytes(fake.authority.issue("client", days=-1).read_bytes())
     fake.answers(DECRYPT=[DATA])
     service = fake.service(cert_file=str(renewed), key_file=str(renewed), timeout_s=1.0)
     with opener(service) as open_one:

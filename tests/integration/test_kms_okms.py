@@ -26,7 +26,7 @@ from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
 from sovstore.trail import Trail
 from tests.servers import okms_fake as fakes
-from tests.servers.clients import make_client_authority
+from tests.servers.clients import ClientAuthority
 from tests.servers.tls import make_certificate
 from tests.stores import CONTROLLERS, make_store, open_fs
 
@@ -232,7 +232,7 @@ def test_a_certificate_that_names_no_okms_is_denied_by_the_service(fake, kek):
 
 @pytest.mark.parametrize("days", [1, -1], ids=["of another authority", "that has expired"])
 def test_a_certificate_that_the_service_does_not_trust_ends_the_handshake(fake, kek, tmp_path, days):
-    authority = make_client_authority(tmp_path) if days > 0 else fake.clients
+    authority = ClientAuthority(tmp_path) if days > 0 else fake.clients
     pem = authority.issue("stranger", f"okms.domain:{fake.okms_id}", days=days)
     with pytest.raises(KMSError, match="do not trust each other") as caught:
         _certified(fake, kek, pem).wrap(SECRET, CONTEXT)

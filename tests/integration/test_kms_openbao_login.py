@@ -14,7 +14,7 @@ from sovstore.errors import KeyDeniedError, KMSError, KMSUnavailableError
 from sovstore.kms import registry
 from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
-from tests.servers.client_tls import make_client
+from tests.servers.clients import ClientAuthority
 
 CONTEXT = bytes(range(32))
 SECRET = b"a secret of thirty-two bytes ---"
@@ -201,21 +201,21 @@ def test_a_jwt_that_expired_and_its_successor(openbao_server, place, opened, tmp
 
 
 def test_a_certificate_that_is_of_no_role(openbao_server, place, opened, tmp_path):
-    role, stranger = openbao_server.make_certificate_role(place[1]), make_client(tmp_path, "stranger").certificate
-    for file, name in ((stranger, role), (openbao_server.client.certificate, "no-such-role")):
+    role, stranger = openbao_server.make_certificate_role(place[1]), ClientAuthority(tmp_path).issue("stranger")
+    for file, name in ((stranger, role), (openbao_server.client_certificate, "no-such-role")):
         key = opened(auth="cert", cert_file=str(file), key_file=str(file), role=name)
         with pytest.raises(KeyDeniedError, match="did not accept the login"):
             key.wrap(SECRET, CONTEXT)
 
 
 def test_a_certificate_at_the_listener_that_asks_for_none(openbao_server, place, opened):
-    file = str(openbao_server.client.certificate)
+    file = str(openbao_server.client_certificate)
     key = opened(auth="cert", cert_file=file, key_file=file, role=openbao_server.make_certificate_role(place[1]))
     assert key.unwrap(key.wrap(SECRET, CONTEXT), CONTEXT) == SECRET
 
 
 def test_a_token_over_mutual_tls(openbao_server, place, opened, secret):
-    file = str(openbao_server.client.certificate)
+    file = str(openbao_server.client_certificate)
     token = secret(openbao_server.make_token(place[1]))
     key = opened(address=openbao_server.mtls_address, token=token, cert_file=file, key_file=file)
     assert key.unwrap(key.wrap(SECRET, CONTEXT), CONTEXT) == SECRET

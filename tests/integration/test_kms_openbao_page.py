@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     with openbao.start(empty=True) as running:
-        (folder / "pipelines-ca.pem").write_bytes(running.client.ca_file.read_bytes())
+        (folder / "pipelines-ca.pem").write_bytes(running.clients.ca_file.read_bytes())
         (folder / "issuer.pem").write_text(running.jwt_issuer)
         yield running
 
@@ -81,7 +81,7 @@ def test_each_way_to_log_in_gives_a_reader(server, said, monkeypatch, folder):
     writer = _open(server, token="env:BOTH")
     wrapped = writer.wrap(bytes(32), CONTEXT)
     assert wrapped.startswith(b"vault:v2:")
-    file = str(server.client.certificate)
+    file = str(server.client_certificate)
     for settings in (
         {
             "auth": "approle",

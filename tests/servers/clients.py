@@ -1,86 +1,87 @@
-"""Certificates of clients, for servers that ask for one: an authority of their own, and what it issues."""
+"""An authority that issues certificates to clients, good and bad, and to servers of other names than loopback has.
+
+`tls.py` makes the certificate of a server and forgets the authority's key; here it is kept in memory, so that a test
+can ask for one more.
+"""
 
 from __future__ import annotations
 
 import datetime
-import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 
+from tests.servers import tls
+
+#: otherName of a Microsoft user principal name.
 _UPN = x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3")
-_DAY = datetime.timedelta(days=1)
 
 
-@dataclass(frozen=True)
 class ClientAuthority:
-    """An authority whose certificate is in `ca_file`; its key is in memory only."""
+    """An authority of the tests; its certificate is in `ca_file`, its key nowhere.
 
-    directory: Path
-    key: ec.EllipticCurvePrivateKey = field(repr=False)
-    certificate: x509.Certificate
+    Parameters
+    ----------
+    directory : Path
+        Where it writes what it makes; the names of files begin with `name`.
+    name : str
+        Of the authority.
+    """
 
-    @property
-    def ca_file(self) -> Path:
-        """What a server must trust."""
-        return self.directory / "clients.pem"
+    def __init__(self, directory: Path, name: str = "clients") -> None:
+        self._directory, self._name = directory, name
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        subject = tls.distinguished_name(f"sovstore test authority {name}")
+        builder = tls.certificate_builder(subject, subject, self._key.public_key())
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(tls.key_usage(signs_certificates=True), critical=True)
+        self._certificate = builder.sign(self._key, hashes.SHA256())
+        self.ca_file = directory / f"{name}-ca.pem"
+        self.ca_file.write_bytes(tls.pem(self._certificate))
 
-    def issue(self, name: str, principal: str | None = None, *, days: int = 1) -> Path:
-        """Return a PEM file with a client's certificate and key.
+    def issue(self, name: str, principal: str | None = None, *, days: int = 1, for_clients: bool = True) -> Path:
+        """Return a PEM file with a client's certificate and its private key.
 
         Parameters
         ----------
         name : str
-            The common name, and the name of the file.
+            Common name: who a server takes the client for.
         principal : str, optional
             Stands in an otherName, as a Microsoft user principal name does.
         days : int
             For how long it is valid; negative for one that has expired.
+        for_clients : bool
+            Let its extended key usage say that it is for clients.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(name), self.certificate.subject, key, days)
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        builder = builder.add_extension(issuer, critical=False)
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if for_clients else ExtendedKeyUsageOID.EMAIL_PROTECTION
+        names: list[x509.GeneralName] = []
         if principal is not None:
-            other = x509.OtherName(_UPN, b"\x0c" + bytes([len(principal)]) + principal.encode())
-            builder = builder.add_extension(x509.SubjectAlternativeName([other]), critical=False)
-        signed = builder.sign(self.key, hashes.SHA256())
-        path = self.directory / f"{name}.pem"
-        content = signed.public_bytes(serialization.Encoding.PEM) + _pem(key)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
+            names.append(x509.OtherName(_UPN, b"\x0c" + bytes([len(principal)]) + principal.encode()))
+        return self._issue(name, usage, names, datetime.timedelta(days=days))
+
+    def server_certificate(self, *names: str) -> Path:
+        """Return a PEM file with the certificate of a server of these DNS names, and its private key."""
+        dns = [x509.DNSName(name) for name in names]
+        return self._issue(names[0], ExtendedKeyUsageOID.SERVER_AUTH, dns, datetime.timedelta(days=1))
+
+    def _issue(
+        self, name: str, usage: ObjectIdentifier, names: Sequence[x509.GeneralName], valid_for: datetime.timedelta
+    ) -> Path:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject, issuer = tls.distinguished_name(name), self._certificate.subject
+        builder = tls.certificate_builder(subject, issuer, key.public_key(), valid_for=valid_for)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(tls.key_usage(signs_certificates=False), critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(identifier, critical=False)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
+        path = self._directory / f"{self._name}-{certificate.serial_number:x}.pem"
+        tls.write_private(path, tls.pem(certificate) + tls.private_pem(key))
         return path
-
-
-def make_client_authority(directory: Path) -> ClientAuthority:
-    """Make an authority; write its certificate to `directory`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _name("sovstore test authority of clients")
-    builder = _builder(name, name, key, 1).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    authority = ClientAuthority(directory, key, builder.sign(key, hashes.SHA256()))
-    authority.ca_file.write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
-    return authority
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(now - 2 * _DAY).not_valid_after(now + days * _DAY)
-    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from sovstore.kms.kmip_messages import Operation, Tag
 from sovstore.kms.kmip_ttlv import Item, Type, decode, encode, structure
 from sovstore.kms.settings import Service
-from tests.servers.client_authority import ClientAuthority
+from tests.servers.clients import ClientAuthority
 from tests.servers.ports import LOOPBACK
 
 #: Which key replies are about.
@@ -38,7 +38,7 @@ class KMIPFake:
 
     def __init__(self, directory: Path) -> None:
         self.authority = ClientAuthority(directory, "fake")
-        self.certificate = self.authority.client_certificate("client")
+        self.certificate = self.authority.issue("client")
         self.answer: Answer = lambda _request: None
         #: what was asked, in order
         self.requests: list[Item] = []

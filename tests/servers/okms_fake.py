@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import NameOID
 
 from tests.servers import openapi
-from tests.servers.clients import ClientAuthority, make_client_authority
+from tests.servers.clients import ClientAuthority
 from tests.servers.ports import LOOPBACK
 from tests.servers.tls import TLSFiles, make_certificate
 
@@ -107,7 +107,7 @@ class OKMSFake:
         self.violations: list[str] = []
         #: seconds before each reply
         self.delay_s = 0.0
-        self.clients: ClientAuthority = make_client_authority(directory)
+        self.clients: ClientAuthority = ClientAuthority(directory)
         self.files: TLSFiles = make_certificate(directory)
         self.endpoint = ""
         self._interface = interface

@@ -19,7 +19,7 @@ import urllib3
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from tests.servers.client_tls import ClientFiles, make_client
+from tests.servers.clients import ClientAuthority
 from tests.servers.ports import LOOPBACK, free_ports
 from tests.servers.process import ProcessGroup, process_group
 from tests.servers.require import missing_parts
@@ -67,7 +67,9 @@ class OpenBaoServer:
     #: of the one without TLS: for a proxy that looks inside, and for the operator
     plain_address: str
     tls: TLSFiles
-    client: ClientFiles
+    clients: ClientAuthority
+    #: certificate and private key of a client
+    client_certificate: Path
     root_token: str = field(repr=False)
     _unseal_key: str = field(repr=False)
     _jwt_key: rsa.RSAPrivateKey = field(repr=False)
@@ -133,7 +135,7 @@ class OpenBaoServer:
     def make_certificate_role(self, rules: dict[str, str]) -> str:
         """Return a role for the holder of the client's certificate."""
         name = f"role-{secrets.token_hex(6)}"
-        body = {"certificate": self.client.ca_file.read_text(), "token_policies": [self.make_policy(rules)]}
+        body = {"certificate": self.clients.ca_file.read_text(), "token_policies": [self.make_policy(rules)]}
         self.ask("POST", f"auth/cert/certs/{name}", {**body, "token_ttl": "1h"})
         return name
 
@@ -231,7 +233,7 @@ def start(*, empty: bool = False) -> Iterator[OpenBaoServer]:
 
 
 def _started(group: ProcessGroup) -> OpenBaoServer:
-    tls, client = make_certificate(group.directory), make_client(group.directory, "pipeline")
+    tls, clients = make_certificate(group.directory), ClientAuthority(group.directory)
     tls_port, mtls_port, plain_port = free_ports(3)
     config = group.directory / "server.hcl"
     config.write_text(
@@ -241,7 +243,7 @@ def _started(group: ProcessGroup) -> OpenBaoServer:
             mtls_port=mtls_port,
             plain_port=plain_port,
             certificate=tls.certificate,
-            client_ca=client.ca_file,
+            client_ca=clients.ca_file,
             audit=group.directory / "audit.log",
         )
     )
@@ -254,7 +256,8 @@ def _started(group: ProcessGroup) -> OpenBaoServer:
         f"{LOOPBACK}:{mtls_port}",
         plain,
         tls,
-        client,
+        clients,
+        clients.issue("pipeline"),
         made["root_token"],
         made["keys"][0],
         rsa.generate_private_key(65537, 2048),

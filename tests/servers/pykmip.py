@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sovstore.kms.settings import Service
-from tests.servers.client_authority import ClientAuthority
+from tests.servers.clients import ClientAuthority
 from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
 from tests.servers.process import process_group
 from tests.servers.tls import make_certificate
@@ -128,7 +128,7 @@ def start() -> Iterator[PyKMIPServer]:
         group.wait_until(lambda: accepts_connections(port), what="PyKMIP accepts connections")
         # A process of its own looks for policies, a second later.
         group.wait_until(lambda: "Loading policy: shared" in log.read_text(), what="PyKMIP has read the policy")
-        yield PyKMIPServer(LOOPBACK, port, tls.ca_file, clients.client_certificate(_ADMINISTRATOR), clients)
+        yield PyKMIPServer(LOOPBACK, port, tls.ca_file, clients.issue(_ADMINISTRATOR), clients)
 
 
 def _administer(commands: Any, *connection: str) -> list[Any]:

@@ -18,7 +18,7 @@ from sovstore.kms.http import HTTPService
 from sovstore.kms.service import Errors
 from sovstore.kms.settings import Service
 from tests.servers import loopback
-from tests.servers.clients import make_client_authority
+from tests.servers.clients import ClientAuthority
 from tests.servers.loopback import reply, serve
 from tests.servers.tls import make_certificate
 
@@ -34,7 +34,7 @@ def server_files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
-    return make_client_authority(tmp_path_factory.mktemp("clients"))
+    return ClientAuthority(tmp_path_factory.mktemp("clients"))
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_private_key_under_a_passphrase_is_refused_and_nobody_is_asked(clients
 
     protected = tmp_path / "protected.pem"
     protected.write_bytes(
-        clients.key.private_bytes(
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.BestAvailableEncryption(b"passphrase"),

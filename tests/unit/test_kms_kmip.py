@@ -23,7 +23,7 @@ from sovstore.kms.kmip import _taken_apart
 from sovstore.kms.kmip_messages import Ciphertext, Operation, Tag
 from sovstore.kms.kmip_ttlv import Item, Type, decode, encode
 from sovstore.kms.settings import Service
-from tests.servers.client_authority import ClientAuthority
+from tests.servers.clients import ClientAuthority
 from tests.servers.kmip_fake import attribute, reply
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "vectors/kmip/messages.json").read_text())
@@ -299,7 +299,7 @@ def test_a_wrap_has_one_form(iv_size):
 
 @pytest.fixture
 def access(tmp_path):
-    pem = str(ClientAuthority(tmp_path).client_certificate("client"))
+    pem = str(ClientAuthority(tmp_path).issue("client"))
     return Access(services=(Service(uri="kmip://", cert_file=pem, key_file=pem, timeout_s=0.5),))
 
 

@@ -21,7 +21,7 @@ from sovstore.errors import (
 from sovstore.kms import registry
 from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
-from tests.servers.clients import make_client_authority
+from tests.servers.clients import ClientAuthority
 from tests.servers.loopback import reply, serve
 
 OKMS = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0"
@@ -164,7 +164,7 @@ def test_no_credentials_are_an_error_of_the_configuration(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"token": "env:KMS_RESTAPI_TOKEN"}])
 def test_two_kinds_of_credentials_are_refused(settings, tmp_path):
-    pem = str(make_client_authority(tmp_path).issue("both"))
+    pem = str(ClientAuthority(tmp_path).issue("both"))
     with pytest.raises(ConfigError, match="a certificate and a token"):
         _open(cert_file=pem, key_file=pem, **settings)
 
@@ -206,19 +206,19 @@ def _opened_by(pem, monkeypatch):
     "principal", [None, "okms.domain:*", f"okms.domain:{OKMS}", f"okms.domain:{OKMS.upper()}", "a@b"]
 )
 def test_a_certificate_of_this_okms_or_of_none_is_taken(principal, tmp_path, monkeypatch):
-    assert _opened_by(make_client_authority(tmp_path).issue("client", principal), monkeypatch)
+    assert _opened_by(ClientAuthority(tmp_path).issue("client", principal), monkeypatch)
 
 
 @pytest.mark.parametrize("domain", [KEY, "", f"{OKMS}x", f"x{OKMS}"])
 def test_a_certificate_of_another_okms_is_refused_before_anything_is_sent(domain, tmp_path, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)
-    pem = make_client_authority(tmp_path).issue("client", f"okms.domain:{domain}")
+    pem = ClientAuthority(tmp_path).issue("client", f"okms.domain:{domain}")
     with pytest.raises(ConfigError, match="the certificate is for another OKMS"):
         _opened_by(pem, monkeypatch)
 
 
 def test_the_file_of_a_certificate_that_cannot_be_read_is_in_no_frame(tmp_path, monkeypatch):
-    pem = make_client_authority(tmp_path).issue("client")
+    pem = ClientAuthority(tmp_path).issue("client")
     monkeypatch.setattr("cryptography.x509.load_pem_x509_certificates", lambda _: int("no certificate"))
     with pytest.raises(ConfigError, match="no certificate that can be read") as caught:
         _opened_by(pem, monkeypatch)
@@ -229,7 +229,7 @@ def test_the_file_of_a_certificate_that_cannot_be_read_is_in_no_frame(tmp_path, 
 
 def test_a_certificate_needs_tls(tmp_path, monkeypatch):
     monkeypatch.delenv("KMS_RESTAPI_TOKEN")
-    pem = str(make_client_authority(tmp_path).issue("client"))
+    pem = str(ClientAuthority(tmp_path).issue("client"))
     with pytest.raises(ConfigError, match="a certificate needs TLS"):
         _open(f"{URI}?endpoint=http://127.0.0.1:1", cert_file=pem, key_file=pem)
 

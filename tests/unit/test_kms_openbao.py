@@ -13,7 +13,7 @@ from sovstore.errors import ConfigError, KMSUnavailableError, MissingDependencyE
 from sovstore.kms import registry
 from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
-from tests.servers.client_tls import make_client
+from tests.servers.clients import ClientAuthority
 
 CONTEXT = bytes(range(32))
 URI = "openbao://bao.example.fr:8200/transit/kek"
@@ -102,7 +102,7 @@ def test_a_setting_that_is_missing_or_wrong(settings, match):
 
 
 def test_a_login_by_certificate_needs_tls(tmp_path):
-    file = str(make_client(tmp_path, "pipeline").certificate)
+    file = str(ClientAuthority(tmp_path).issue("pipeline"))
     uri = "openbao://127.0.0.1:8200/transit/kek"
     with pytest.raises(ConfigError, match="by certificate needs TLS"):
         _open(uri, auth="cert", cert_file=file, key_file=file, plain_http=True)
