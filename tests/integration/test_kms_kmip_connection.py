@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,28 @@ def test_a_renewed_certificate_is_used_without_a_restart(fake, tmp_path):
             key.unwrap(WRAPPED, CONTEXT)
         renewed.write_bytes(fake.certificate.read_bytes())
         assert key.unwrap(WRAPPED, CONTEXT) == SECRET
+
+
+def test_a_refusal_is_read_although_nothing_can_be_sent_any_more(fake, monkeypatch):
+    def closed(*_args):
+        raise BrokenPipeError
+
+    expired = str(fake.authority.client_certificate("client", expired=True))
+    with opener(fake.service(cert_file=expired, key_file=expired)) as open_one:
+        monkeypatch.setattr(ssl.SSLSocket, "sendall", closed)
+        with pytest.raises(KeyDeniedError, match="does not accept the client certificate"):
+            open_one(fake.uri).unwrap(WRAPPED, CONTEXT)
+
+
+def test_a_connection_is_not_kept_after_a_reply_that_cannot_be_read(fake, fake_key):
+    fake.answers(DECRYPT=[DATA], ENCRYPT=[])
+    good = fake.answer
+    fake.answer = lambda _: reply(Operation.DECRYPT, UID, DATA, beside=(DATA,))
+    with pytest.raises(KMSError, match="interface"):
+        fake_key.unwrap(WRAPPED, CONTEXT)
+    fake.answer = good
+    assert fake_key.unwrap(WRAPPED, CONTEXT) == SECRET
+    assert len(fake.names) == 2
 
 
 # What only listens.

@@ -124,7 +124,7 @@ class Connections:
             if connection.pending():
                 del body
                 raise FormatError("kmip: more than one reply to one request")
-            # Only now: whatever else happened, also in another thread's name, the next reply could be this one.
+            # Kept only now: after anything else, what comes next could still be the reply to this request.
             line.open, line.used = connection, time.monotonic()
             return header + body
         finally:
