@@ -123,7 +123,7 @@ def test_a_refusal_is_read_although_nothing_can_be_sent_any_more(fake, monkeypat
     def closed(*_args):
         raise BrokenPipeError
 
-    expired = str(fake.authority.client_certificate("client", expired=True))
+    expired = str(fake.authority.issue("client", days=-1))
     with opener(fake.service(cert_file=expired, key_file=expired)) as open_one:
         monkeypatch.setattr(ssl.SSLSocket, "sendall", closed)
         with pytest.raises(KeyDeniedError, match="does not accept the client certificate"):

@@ -164,6 +164,7 @@ def test_a_file_that_cannot_be_used_is_an_error_of_the_configuration(setting, co
 
 def test_a_private_key_under_a_passphrase_is_refused_and_nobody_is_asked(clients, tmp_path):
     from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     protected = tmp_path / "protected.pem"
     protected.write_bytes(
