@@ -174,6 +174,9 @@ class TokenKey:
     def _logged_in(self, module: Module, token: Any) -> Login:
         slot_id, identity = token.slot.slot_id, token.serial + b"\0" + token.label.encode()
         login = module.logins.get(slot_id)
+        if login is not None and not _is_alive(login):
+            module.drop(slot_id, login)
+            login = None
         if login is None:
             if module.refused_before(identity, self._pin):
                 raise self._wrong_pin()
@@ -268,12 +271,27 @@ def _lost() -> tuple[type[Exception], ...]:
         pkcs11.DeviceRemoved,
         pkcs11.KeyHandleInvalid,
         pkcs11.ObjectHandleInvalid,
+        # A call that failed did not end its operation, and a session has one at a time.
+        pkcs11.OperationActive,
         pkcs11.SessionClosed,
         pkcs11.SessionHandleInvalid,
         pkcs11.SlotIDInvalid,
         pkcs11.TokenNotPresent,
         pkcs11.UserNotLoggedIn,
     )
+
+
+def _is_alive(login: Login) -> bool:
+    """Return whether a session that another key opened is there still."""
+    from pkcs11 import PKCS11Error
+
+    try:
+        # The cheapest call that needs the session. A search in a session that is gone would leave an object of
+        # python-pkcs11 that complains on standard error.
+        login.session.generate_random(64)
+    except PKCS11Error as exc:
+        return type(exc) not in _lost()
+    return True
 
 
 def _objects(session: Any, template: Mapping[Any, Any]) -> list[Any]:
