@@ -26,7 +26,9 @@ class TestPKCS11(WrappingKeyTests):
         self, softhsm_token: SoftHSMToken, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[Callable[[str], WrappingKey]]:
         monkeypatch.setenv("TOKEN_PIN", softhsm_token.pin)
-        service = Service("hsm", f"pkcs11:token={softhsm_token.label}", module=softhsm_token.module, pin="env:TOKEN_PIN")
+        service = Service(
+            "hsm", f"pkcs11:token={softhsm_token.label}", module=softhsm_token.module, pin="env:TOKEN_PIN"
+        )
         opened: list[WrappingKey] = []
 
         def reopen(uri: str) -> WrappingKey:
