@@ -8,15 +8,19 @@ import pickle
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pkcs11
 import pytest
 
+from sovstore.config import load
 from sovstore.errors import ConfigError, KeyDeniedError, KMSError, KMSUnavailableError, NoMatchingKeyError, UnwrapError
+from sovstore.filesystem import SovFileSystem
 from sovstore.kms import pkcs11_module, registry
 from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
 from tests.servers import cryptoki
+from tests.stores import make_store, open_fs
 
 SECRET, CONTEXT, OTHER = b"secret of the tests, of 32 bytes", bytes(range(32)), bytes(32)
 
@@ -649,3 +653,39 @@ def test_a_token_whose_wraps_do_not_open_makes_none(key, hsm):
 
     with cryptoki.before(hsm.module, "C_EncryptInit", start), pytest.raises(KMSError, match="in any way"):
         key.wrap(SECRET, CONTEXT)
+
+
+def test_a_store_under_a_key_of_the_token(hsm, kek, tmp_path, monkeypatch):
+    monkeypatch.setenv("STORE_PIN", hsm.pin)
+    table = f'[kms.hsm]\nuri = "pkcs11:token={hsm.label}"\nmodule = "{hsm.module}"\npin = "env:STORE_PIN"\n'
+    (tmp_path / "sovstore.toml").write_text(table)
+    file = make_store(tmp_path, kek=f"{kek}?module-path={hsm.module}")
+    open_fs(file).pipe_file("cohortes/a", b"content")
+    assert open_fs(file, skip_instance_cache=True).cat_file("cohortes/a") == b"content"
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "cohortes").rglob("*") if path.is_file())
+    assert kek.encode() in stored
+    assert hsm.module.encode() not in stored
+    assert hsm.pin.encode() not in stored
+    monkeypatch.setenv("STORE_PIN", "wrong-pin")
+    SovFileSystem.clear_instance_cache()
+    with pytest.raises(KeyDeniedError):
+        open_fs(file, skip_instance_cache=True).cat_file("cohortes/a")
+
+
+# The documentation.
+
+
+def test_the_key_that_the_documentation_makes_is_accepted(hsm, opened):
+    page = (Path(__file__).parents[2] / "docs/kms/pkcs11.md").read_text()
+    script = page.partition("python3 - <<'END'\n")[2].partition("\nEND\n")[0]
+    variables = {"MODULE": hsm.module, "TOKEN": hsm.label, "LABEL": "from-the-documentation", "PIN": hsm.pin}
+    hsm.python("-c", f"import os; os.environ.update({variables!r})\n{script}")
+    key = opened(hsm, hsm.uri("from-the-documentation"))
+    assert key.unwrap(key.wrap(SECRET, CONTEXT), CONTEXT) == SECRET
+
+
+def test_the_configuration_of_the_documentation_is_valid(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/kms/pkcs11.md").read_text()
+    file = tmp_path / "sovstore.toml"
+    file.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert load(file).stores["cohortes"].kek == "pkcs11:token=sovstore;object=kek-2026"
