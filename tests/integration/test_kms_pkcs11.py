@@ -575,6 +575,38 @@ check("parent")
     assert hsm.python("-c", script).split() == ["grandchild", "child", "parent"]
 
 
+def test_children_that_are_forked_amid_calls(hsm, kek):
+    """A child that copied the locks of a library at work would wait for ever."""
+    script = f"""
+import os, threading
+from sovstore.kms import registry
+from sovstore.kms.base import Access
+from sovstore.kms.settings import Service
+os.environ["TOKEN_PIN"] = {hsm.pin!r}
+service = Service("hsm", {kek!r}, module={hsm.module!r}, pin="env:TOKEN_PIN")
+key = registry.open_key({kek!r}, Access(services=(service,)))
+wrapped, ends = key.wrap(bytes(32), bytes(32)), threading.Event()
+def work():
+    while not ends.is_set():
+        key.unwrap(wrapped, bytes(32))
+threads = [threading.Thread(target=work) for _ in range(2)]
+[thread.start() for thread in threads]
+bad = 0
+for _ in range(40):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(key.unwrap(wrapped, bytes(32)) != bytes(32))
+        finally:
+            os._exit(2)
+    bad += os.waitpid(pid, 0)[1] != 0
+ends.set()
+[thread.join() for thread in threads]
+print(bad)
+"""
+    assert hsm.python("-c", script).split() == ["0"]
+
+
 # Tokens of other kinds, before the real one.
 
 
