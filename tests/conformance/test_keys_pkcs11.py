@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,27 +14,35 @@ from tests.servers.softhsm import SoftHSMToken
 
 
 class TestPKCS11(WrappingKeyTests):
+    """By the token's label, with the PIN from a variable."""
+
     @pytest.fixture(scope="class")
     @classmethod
-    def keys(cls, softhsm_token: SoftHSMToken) -> SoftHSMToken:
-        for name in ("one", "two"):
-            softhsm_token.make_key(f"conformance-{name}")
-        return softhsm_token
+    def uris(cls, softhsm_token: SoftHSMToken) -> tuple[str, str]:
+        return softhsm_token.make_key("conformance-one"), softhsm_token.make_key("conformance-two")
 
     @pytest.fixture
-    def reopen(self, keys: SoftHSMToken, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WrappingKey]:
-        for name, value in keys.environment.items():
-            monkeypatch.setenv(name, value)
-        (tmp_path / "pin").write_text(f"{keys.pin}\n")
+    def reopen(
+        self, softhsm_token: SoftHSMToken, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[Callable[[str], WrappingKey]]:
+        monkeypatch.setenv("TOKEN_PIN", softhsm_token.pin)
         service = Service(
-            name="hsm", uri=f"pkcs11:token={keys.label}", module=keys.module, pin=f"file:{tmp_path / 'pin'}"
+            "hsm", f"pkcs11:token={softhsm_token.label}", module=softhsm_token.module, pin="env:TOKEN_PIN"
         )
-        return lambda uri: registry.open_key(uri, Access(services=(service,)))
+        opened: list[WrappingKey] = []
+
+        def reopen(uri: str) -> WrappingKey:
+            opened.append(registry.open_key(uri, Access(services=(service,))))
+            return opened[-1]
+
+        yield reopen
+        for key in opened:
+            key.close()
 
     @pytest.fixture
-    def key(self, keys: SoftHSMToken, reopen: Callable[[str], WrappingKey]) -> WrappingKey:
-        return reopen(f"pkcs11:token={keys.label};object=conformance-one")
+    def key(self, uris: tuple[str, str], reopen: Callable[[str], WrappingKey]) -> WrappingKey:
+        return reopen(uris[0])
 
     @pytest.fixture
-    def other_key(self, keys: SoftHSMToken, reopen: Callable[[str], WrappingKey]) -> WrappingKey:
-        return reopen(f"pkcs11:token={keys.label};object=conformance-two;type=secret-key")
+    def other_key(self, uris: tuple[str, str], reopen: Callable[[str], WrappingKey]) -> WrappingKey:
+        return reopen(uris[1])

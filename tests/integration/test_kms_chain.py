@@ -26,8 +26,6 @@ RIGHTS = {"transit/encrypt/*": "update", "transit/decrypt/*": "update", "transit
 @pytest.fixture
 def keks(openbao_server, softhsm_token, pykmip_server, okms_fake, tmp_path, monkeypatch) -> dict[str, str]:
     """A KEK in each of the services, and a configuration that reaches them."""
-    for name, value in softhsm_token.environment.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("BAO_TOKEN", openbao_server.make_token(RIGHTS))
     monkeypatch.setenv("HSM_PIN", softhsm_token.pin)
     monkeypatch.setenv("OKMS_TOKEN", okms_fake.token())

@@ -1,335 +1,333 @@
-"""``pkcs11:token=…;object=…``: a KEK in an HSM (Eviden Proteccio, Thales Luna) or any other PKCS#11 token.
+"""``pkcs11:token=…;object=…``: a KEK in an HSM or another token behind a PKCS#11 library (RFC 7512).
 
-Wraps by CKM_AES_GCM, with the context as AAD where the token takes it. Keeps what the token returned: one that makes
-its own IV, as Luna in FIPS mode, appends it. Does not implement CKM_AES_KEY_WRAP, which would need an extractable
-object in the token for each wrap.
+Implements AES-GCM with an AES-256 key that never leaves the token. Does not implement AES-KW and KWP: for these the
+secret would have to become an extractable object of the token, which many HSMs refuse to be given in the clear, and
+the KEK would have to be allowed to wrap any key. Does not make keys.
 
-A wrapped secret is a byte that says how it was made, then ``IV (12) ‖ ciphertext ‖ tag (16)`` or, where the token made
-the IV, ``ciphertext ‖ tag (16) ‖ IV (16)``.
+What is stored is one byte that says the form, then the IV and the ciphertext with its tag of 16 bytes; where the token
+chose the IV itself (Thales Luna in FIPS mode), the IV of 16 bytes stands at the end, as the token gives it.
 """
 
 from __future__ import annotations
 
-import logging
+import hmac
 import os
-import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from sovstore.errors import ConfigError, KeyDeniedError, KMSError
-from sovstore.kms.base import CONTEXT, Access, WrappingKey
-from sovstore.kms.pkcs11_module import Module, module
-from sovstore.kms.pkcs11_uri import PKCS11URI, parse
+from sovstore.errors import ConfigError, KMSError, UnwrapError
+from sovstore.kms import pkcs11_module
+from sovstore.kms.base import Access, WrappingKey
+from sovstore.kms.pkcs11_token import Found, TokenKey, is_hardware
+from sovstore.kms.pkcs11_uri import KeyURI, parse
 from sovstore.kms.service import Errors, missing_extra
-from sovstore.kms.settings import Service
+from sovstore.kms.settings import LEVELS, Service
 from sovstore.secret import Secret
 
 if TYPE_CHECKING:
-    import pkcs11
+    from collections.abc import Iterator
 
-T = TypeVar("T")
-_IV, _OWN_IV, _TAG = 12, 16, 16
-#: How a wrap was made: whether the token took AAD, and whose the IV is.
-_WITH_AAD, _WITHOUT_AAD, _OWN_IV_WITH_AAD, _OWN_IV_WITHOUT_AAD = 1, 2, 3, 4
+_TAG = 16
+#: Bytes of an IV: ours, and one that a token made (Thales Luna 7, CKM_AES_GCM, "If the HSM is in FIPS mode").
+_IV, _OWN_IV = 12, 16
+#: Bytes of a payload.
 _LEAST, _MOST = 48, 96
-#: Names of PKCS#11's return values, as python-pkcs11 calls their classes.
-_PIN = frozenset(("PinIncorrect", "PinInvalid", "PinLenRange"))
-_LOCKED = frozenset(("PinLocked", "PinExpired", "UserPinNotInitialized"))
-_GONE = frozenset(("TokenNotPresent", "TokenNotRecognised", "SlotIDInvalid", "NoSuchToken"))
-_LOST = frozenset(("SessionHandleInvalid", "SessionClosed", "DeviceRemoved", "UserNotLoggedIn", "KeyHandleInvalid"))
-#: What tokens answer to a ciphertext that does not authenticate; SoftHSM says CKR_GENERAL_ERROR.
-_NOT_AUTHENTIC = frozenset(
-    ("EncryptedDataInvalid", "EncryptedDataLenRange", "GeneralError", "DataInvalid", "DataLenRange", "FunctionFailed")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to use AES-GCM that some tokens need.
+
+    Parameters
+    ----------
+    mark : bytes
+        The first byte of what is stored.
+    own_iv : bool
+        The token makes the IV and appends it.
+    aad : bool
+        The token takes AAD.
+    """
+
+    mark: bytes
+    own_iv: bool
+    aad: bool
+
+    @property
+    def extra(self) -> int:
+        """Bytes that are stored besides those of the payload."""
+        return len(self.mark) + _TAG + (_OWN_IV if self.own_iv else _IV)
+
+
+#: In the order in which a wrap tries them. The context is part of the payload too, so that no form is without it.
+FORMS = (
+    Form(b"\x01", own_iv=False, aad=True),
+    Form(b"\x02", own_iv=True, aad=True),
+    Form(b"\x03", own_iv=False, aad=False),
+    Form(b"\x04", own_iv=True, aad=False),
 )
-#: What tokens answer to AAD that they do not take.
-_NO_AAD = frozenset(("MechanismParamInvalid", "ArgumentsBad", "FunctionRejected", "FunctionNotSupported"))
-_log = logging.getLogger("sovstore")
 
 
 def label(uri: str) -> str:
     """Return the part of a key URI that names the key, in its one spelling: all that a host may see of it."""
-    return parse(uri).label
+    return parse(uri).key.uri
 
 
 def open_key(uri: str, access: Access) -> PKCS11Key:
-    """Return the KEK at `uri`; asks nothing of the token.
+    """Return the KEK that a token holds. Asks the token nothing yet.
 
     Raises
     ------
     ConfigError
-        When the URI or a setting is wrong, or no module or PIN can be had.
+        When the URI is malformed, its library cannot be loaded, or there is no PIN.
     MissingDependencyError
         When python-pkcs11 is not installed.
     """
-    named = parse(uri)
-    service = access.service(uri)
+    parsed = parse(uri)
     try:
-        import pkcs11  # noqa: F401  # whether it is there
+        import pkcs11
     except ImportError as exc:
-        raise missing_extra(named.label, "python-pkcs11", "pkcs11") from exc
-    path = named.module or service.module
-    if path is None or not os.path.isabs(path):
-        hint = "set 'module' in [kms.NAME] to the library of the token: /usr/lib/softhsm/libsofthsm2.so"
-        raise ConfigError(f"{named.label}: no module of the token", path=named.label, hint=hint)
-    return PKCS11Key(named, service, path, _pin(named, service, access))
+        raise missing_extra(parsed.key.uri, "python-pkcs11", "pkcs11") from exc
+    service = access.service(parsed.key.uri)
+    service = service if service.uri else access.service(uri)
+    path = parsed.module or service.module
+    if path is None:
+        hint = "set 'module' of [kms.NAME] to the library of the token, or add ?module-path=/path to the URI"
+        raise ConfigError(f"{parsed.key.uri}: no library is named", path=parsed.key.uri, hint=hint)
+    try:
+        pkcs11_module.module_at(path)
+    except pkcs11.PKCS11Error as exc:
+        hint = f"check that {path} is a PKCS#11 library for this machine, and what it needs"
+        raise ConfigError(f"{parsed.key.uri}: its library cannot be loaded", path=path, hint=hint) from exc
+    return PKCS11Key(parsed, service, path, _pin(parsed, service, access))
 
 
-def _pin(named: PKCS11URI, service: Service, access: Access) -> Secret:
-    if named.pin_file is not None and service.pin is None:
-        service = Service(pin=f"file:{named.pin_file}")
-    pin = service.secret("pin")
-    if pin is None and access.passphrase is not None:
-        pin = Secret(access.passphrase(f"PIN of {named.token or named.serial}: ").encode())
-    if pin is None or not len(pin):
-        hint = 'set \'pin\' in [kms.NAME] to where it is: "file:/path" or "keyring://SERVICE/NAME"'
-        raise ConfigError(f"{named.label}: no PIN", path=named.label, hint=hint)
-    return pin
+def _pin(parsed: KeyURI, service: Service, access: Access) -> Secret:
+    if service.pin is None and parsed.pin_file is not None:
+        service = replace(service, pin=f"file:{parsed.pin_file}")
+    if (pin := service.secret("pin")) is not None:
+        return pin
+    uri = parsed.key.uri
+    if access.passphrase is None:
+        hint = 'set pin = "env:VARIABLE", "file:/path" or "keyring://SERVICE/NAME" in [kms.NAME]'
+        raise ConfigError(f"{uri}: needs a PIN and there is no terminal to ask on", path=uri, hint=hint)
+    return _typed(uri, access.passphrase(f"PIN of {uri}: "))
+
+
+def _typed(uri: str, pin: str) -> Secret:
+    # Checked, not tried: the error of `encode` would carry the PIN.
+    if not pin or not pin.isprintable():
+        raise ConfigError(f"{uri}: the PIN is empty or cannot be printed", path=uri, hint="type it again")
+    return Secret(pin.encode())
 
 
 class PKCS11Key(WrappingKey):
-    """A secret key in a token.
+    """A KEK in a PKCS#11 token.
 
     Parameters
     ----------
-    named : PKCS11URI
-        Which.
+    parsed : KeyURI
+        What is to be opened.
     service : Service
-        How long a call may take, and what was declared.
+        How it is reached.
     path : str
-        The library.
+        Absolute path of its library.
     pin : Secret
-        Of the user.
+        Of the token's user.
     """
 
     provider = "pkcs11"
 
-    def __init__(self, named: PKCS11URI, service: Service, path: str, pin: Secret) -> None:
-        self._named, self._service, self._path, self._pin = named, service, path, pin
-        self._errors = Errors(named.label, self.provider, "the token")
-        self._wrong_pin = False
-        self._takes_aad = True
-        self._lock = threading.Lock()
-        self._forget()
+    def __init__(self, parsed: KeyURI, service: Service, path: str, pin: Secret) -> None:
+        self._uri = parsed.key.uri
+        self._errors = Errors(self._uri, self.provider, "the token")
+        self._key = TokenKey(
+            parsed.key,
+            path,
+            pin,
+            self._errors,
+            timeout_s=service.timeout_s,
+            hsm=service.protection_level == "hsm",
+        )
 
     @property
     def uri(self) -> str:
-        """The key URI, without what only says how this machine reaches the token."""
-        return self._named.label
+        """The canonical URI, without its query."""
+        return self._uri
+
+    def _encrypt(self, payload: bytes, aad: bytes) -> bytes:
+        with self._mapped():
+            return self._key.use(lambda found: self._wrapped(found, payload, aad))
+
+    def _decrypt(self, wrapped: bytes, aad: bytes) -> bytes:
+        form = next((form for form in FORMS if wrapped[:1] == form.mark), None)
+        if form is None or not _LEAST <= len(wrapped) - form.extra <= _MOST:
+            raise self.refused()
+        with self._mapped():
+            return self._key.use(lambda found: self._unwrapped(found, form, wrapped, aad))
 
     def describe(self) -> Mapping[str, str]:
         """Return what the token says of the key."""
-        return self._ask(lambda key: {**self._level(key), "algorithm": f"AES-{8 * _value(key, 'VALUE_LEN')}"})
+        with self._mapped():
+            return self._key.use(_description)
 
     def close(self) -> None:
-        """Close the session."""
-        session = self._session
-        self._forget()
-        if session is not None:
+        """Log out, unless another key of this process uses the same token."""
+        self._key.close()
+
+    def _wrapped(self, found: Found, payload: bytes, aad: bytes) -> bytes:
+        from pkcs11 import ArgumentsBad, FunctionNotSupported, MechanismParamInvalid
+
+        if not found.encrypts:
+            raise self._errors.denied("does not let this key encrypt", "make a key with CKA_ENCRYPT; docs/kms says how")
+        self._key.confirm(found)
+        for form in FORMS:
             try:
-                module(self._path).call(lambda _library: session.close(), self._service.timeout_s)
-            except (TimeoutError, RuntimeError):
-                # It was lost already; python-pkcs11's errors are RuntimeErrors.
-                return
+                wrapped = _encrypted(found.key, form, payload, aad)
+            except (ArgumentsBad, FunctionNotSupported, MechanismParamInvalid):
+                continue
+            if wrapped is not None and self._opens(found, *wrapped, payload, aad):
+                return wrapped[1]
+        hint = "ask its vendor for CKM_AES_GCM with an IV of 12 bytes and a tag of 16, and report it to sovstore"
+        raise self._errors.failed("does not do AES-GCM in any way that is known here", hint)
 
-    def _forget(self) -> None:
-        self._session: Any = None
-        self._key: pkcs11.SecretKey | None = None
-        self._pid = os.getpid()
-
-    def _encrypt(self, payload: bytes, aad: bytes) -> bytes:
-        return self._ask(lambda key: self._sealed(key, payload, aad))
-
-    def _sealed(self, key: Any, payload: bytes, aad: bytes) -> bytes:
-        iv = os.urandom(_IV)
-        made = b""
-        if self._takes_aad:
-            try:
-                made = bytes(key.encrypt(payload, **_gcm(iv, aad)))
-            except RuntimeError as exc:
-                if type(exc).__name__ not in _NO_AAD:
-                    raise
-                # The context is in the payload too, so nothing is lost but the token's own check of it.
-                self._takes_aad = False
-        if not self._takes_aad:
-            made = bytes(key.encrypt(payload, **_gcm(iv, None)))
-        extra = len(made) - len(payload) - _TAG
-        if extra == 0:
-            return bytes([_WITH_AAD if self._takes_aad else _WITHOUT_AAD]) + iv + made
-        if extra == _OWN_IV:
-            # The token ignored our IV, made its own and appended it (Luna in FIPS mode).
-            return bytes([_OWN_IV_WITH_AAD if self._takes_aad else _OWN_IV_WITHOUT_AAD]) + made
-        raise self._errors.garbled()
-
-    def _decrypt(self, wrapped: bytes, aad: bytes) -> bytes:
-        form = wrapped[0] if wrapped else 0
-        own = form in (_OWN_IV_WITH_AAD, _OWN_IV_WITHOUT_AAD)
-        length = len(wrapped) - 1 - _TAG - (_OWN_IV if own else _IV)
-        if not _WITH_AAD <= form <= _OWN_IV_WITHOUT_AAD or not _LEAST <= length <= _MOST or len(aad) != CONTEXT:
-            raise self.refused()
-        body = wrapped[1:]
-        iv, sealed = (body[-_OWN_IV:], body[:-_OWN_IV]) if own else (body[:_IV], body[_IV:])
-        bound = aad if form in (_WITH_AAD, _OWN_IV_WITH_AAD) else None
-        return self._ask(lambda key: bytes(key.decrypt(sealed, **_gcm(iv, bound))), decrypting=True)
-
-    # The token
-
-    def _ask(self, work: Callable[[Any], T], *, decrypting: bool = False) -> T:
-        """Return what some work with the key returns; a session that was lost is opened again, once."""
-        with self._lock_of_process():
-            for last in (False, True):
-                opened = self._session is not None
-                try:
-                    return self._library().call(lambda library: work(self._opened(library)), self._service.timeout_s)
-                except TimeoutError as exc:
-                    raise self._errors.out_of_time(self._service.timeout_s) from exc
-                except RuntimeError as exc:
-                    lost = type(exc).__name__ in _LOST
-                    if lost:
-                        self._forget()
-                    if not lost or last or not opened:
-                        raise self._mapped(exc, decrypting=decrypting) from exc
-        raise AssertionError("the second try returns or raises")
-
-    def _lock_of_process(self) -> threading.Lock:
-        if self._pid != os.getpid():
-            # Sessions of the parent are not ours, and another thread of it may have held the lock.
-            self._lock = threading.Lock()
-            self._forget()
-        return self._lock
-
-    def _library(self) -> Module:
-        if self._wrong_pin:
-            raise self._pin_refused()
-        return module(self._path)
-
-    def _opened(self, library: Any) -> Any:
-        if self._key is None:
-            session = self._open_session(library)
-            try:
-                key = self._find(session)
-                self._check(key)
-            except BaseException:
-                session.close()
-                raise
-            self._session, self._key = session, key
-        return self._key
-
-    def _open_session(self, library: Any) -> Any:
-        wanted = {"label": self._named.token, "manufacturer_id": self._named.manufacturer, "model": self._named.model}
-        serial = self._named.serial
-        tokens = [
-            token
-            for token in library.get_tokens()
-            if all(value is None or getattr(token, name).strip() == value for name, value in wanted.items())
-            and (serial is None or token.serial.decode("utf-8", "replace").strip() == serial)
-        ]
-        if len(tokens) != 1:
-            raise self._absent() if not tokens else self._ambiguous("tokens")
+    def _opens(self, found: Found, form: Form, wrapped: bytes, payload: bytes, aad: bytes) -> bool:
+        """Return whether a wrap opens: a token with an IV of its own kind would make what nothing ever opens."""
         try:
-            return tokens[0].open(user_pin=self._pin.reveal().decode())
-        except RuntimeError as exc:
-            # The login is of the process and the token, not of a session (PKCS#11 v3.1, 5.6).
-            if type(exc).__name__ != "UserAlreadyLoggedIn":
+            return not found.decrypts or hmac.compare_digest(self._unwrapped(found, form, wrapped, aad), payload)
+        except UnwrapError:
+            return False
+
+    def _unwrapped(self, found: Found, form: Form, wrapped: bytes, aad: bytes) -> bytes:
+        from pkcs11 import PKCS11Error
+
+        if not found.decrypts:
+            raise self._errors.denied("does not let this key decrypt", "make a key with CKA_DECRYPT; docs/kms says how")
+        try:
+            payload = _decrypted(found.key, form, wrapped, aad)
+        except PKCS11Error as exc:
+            if not _says_refused(exc):
                 raise
-            return tokens[0].open()
+            # A token that lost the key may say the same as for a wrong tag. If it did, the key is looked for again.
+            self._key.confirm(found)
+            raise self.refused() from exc
+        if len(payload) != len(wrapped) - form.extra:
+            raise self._errors.garbled()
+        return payload
 
-    def _find(self, session: Any) -> Any:
-        from pkcs11 import Attribute, ObjectClass
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Give the errors of python-pkcs11 as ours. Their texts are left out, but for the name of the class."""
+        import pkcs11
 
-        wanted: dict[Any, Any] = {Attribute.CLASS: ObjectClass.SECRET_KEY}
-        if self._named.object is not None:
-            wanted[Attribute.LABEL] = self._named.object
-        if self._named.id is not None:
-            wanted[Attribute.ID] = self._named.id
-        found = list(session.get_objects(wanted))
-        if not found:
-            hint = "check the label or id: 'pkcs11-tool --login --list-objects --type secrkey' shows them"
-            raise self._errors.missing(hint)
-        if len(found) > 1:
-            raise self._ambiguous("keys")
-        return found[0]
+        try:
+            yield
+        except pkcs11.PKCS11Error as exc:
+            raise self._error(exc) from exc
 
-    def _check(self, key: Any) -> None:
-        """Refuse a key that is no AES key, or that could ever have left the token."""
-        from pkcs11 import KeyType
+    def _error(self, exc: Exception) -> KMSError:
+        import pkcs11
 
-        if key.key_type != KeyType.AES:
-            raise self._errors.unsuitable("it is not an AES key")
-        for name in ("SENSITIVE", "ALWAYS_SENSITIVE", "NEVER_EXTRACTABLE"):
-            if _value(key, name) is not True:
-                raise self._errors.unsuitable(f"CKA_{name} is not true: it could have been read")
-        if _value(key, "EXTRACTABLE") is not False:
-            raise self._errors.unsuitable("CKA_EXTRACTABLE is not false: it could be read")
-        if not (_value(key, "ENCRYPT") is True and _value(key, "DECRYPT") is True):
-            raise self._errors.unsuitable("CKA_ENCRYPT and CKA_DECRYPT are not both true")
-        if _value(key, "WRAP") is True or _value(key, "UNWRAP") is True:
-            # A key that both wraps keys and decrypts data lays open every other key that it may wrap (Clulow 2003).
-            _log.warning("%s: the key may wrap other keys of the token too; make one for encryption alone", self.uri)
-        if self._service.protection_level == "hsm" and self._level(key)["protection_level"] != "hsm":
-            raise self._errors.unsuitable("[kms.NAME] says protection_level = 'hsm', and the token is in software")
-
-    def _level(self, key: Any) -> dict[str, str]:
-        from pkcs11 import SlotFlag
-
-        hardware = bool(key.session.token.slot.flags & SlotFlag.HW_SLOT)
-        return {"protection_level": "hsm" if hardware else "software"}
-
-    # Errors
-
-    def _absent(self) -> KMSError:
-        hint = "check that the HSM is connected and its client is configured; any other KEK opens the store meanwhile"
-        return self._errors.unavailable("is not there", hint)
-
-    def _ambiguous(self, what: str) -> ConfigError:
-        hint = "name it more closely: serial=… for a token, id=%… for a key"
-        return ConfigError(f"{self.uri}: more than one of the {what} has that name", path=self.uri, hint=hint)
-
-    def _pin_refused(self) -> KeyDeniedError:
-        # Not asked for again by this object: after a few wrong ones a token locks itself.
-        hint = (
-            "correct what 'pin' of [kms.NAME] refers to; the token locks after a few wrong ones, so it was tried once"
-        )
-        return self._errors.denied("does not accept the PIN", hint)
-
-    def _mapped(self, exc: RuntimeError, *, decrypting: bool) -> KMSError | ConfigError:
+        errors = self._errors
+        if isinstance(exc, pkcs11.PinLocked):
+            hint = "its security officer sets the PIN anew; find out first who sent it wrong ones"
+            return errors.denied("has locked its PIN", hint)
+        if isinstance(exc, pkcs11.PinExpired | pkcs11.UserPinNotInitialized):
+            return errors.denied("wants a PIN to be set first", "set it with the HSM's own tool, then 'pin'")
+        if isinstance(exc, pkcs11.AnotherUserAlreadyLoggedIn | pkcs11.UserTooManyTypes | pkcs11.UserNotLoggedIn):
+            return errors.denied("is used by another user in this process", "use it in a process of its own")
+        if isinstance(exc, pkcs11.MechanismInvalid | pkcs11.KeyTypeInconsistent | pkcs11.KeySizeRange):
+            hint = "use a token and a key that do AES-GCM (CKM_AES_GCM) for encryption"
+            return errors.failed("does not do AES-GCM with this key", hint)
         name = type(exc).__name__
-        if name in _PIN:
-            self._wrong_pin = True
-            return self._pin_refused()
-        if name in _LOCKED:
-            self._wrong_pin = True
-            return self._errors.denied("has locked its PIN", "its security officer sets a new one")
-        if name in _GONE or name in _LOST:
-            return self._absent()
-        if name == "PKCS11Error":
-            hint = "check 'module' of [kms.NAME], and that it is built for this system"
-            return ConfigError(f"{self.uri}: {self._path} cannot be loaded", path=self.uri, hint=hint)
-        if decrypting and name in _NOT_AUTHENTIC:
-            return self.refused()
-        if name == "MechanismInvalid":
-            return self._errors.unsuitable("the token does not offer CKM_AES_GCM for it")
-        if name in ("KeyTypeInconsistent", "FunctionRejected", "FunctionNotPermitted"):
-            return self._errors.denied(
-                "does not let the key be used so", "check its attributes and the partition's policy"
-            )
-        return self._errors.failed(f"answered CKR {name}", "see the log of its client, then ask its operator")
+        hint = "try again; if it stays, ask the HSM's operator; any other KEK of the store opens it meanwhile"
+        if isinstance(exc, _away()):
+            return errors.unavailable(f"or its library does not work now ({name})", hint)
+        return errors.failed(f"refused the call ({name})", "ask the HSM's operator what that means with this token")
 
 
-def _gcm(iv: bytes, aad: bytes | None) -> dict[str, Any]:
-    from pkcs11 import GCMParams, Mechanism
+def _away() -> tuple[type[Exception], ...]:
+    """Return the errors of a device, a connection or a machine that may be well again."""
+    import pkcs11
 
-    parameters = GCMParams(iv[:_IV], aad, 8 * _TAG)
-    # Its check of the length knows nothing of IVs that a token made.
-    parameters.nonce = iv
-    return {"mechanism": Mechanism.AES_GCM, "mechanism_param": parameters}
+    return (
+        pkcs11.DeviceError,
+        pkcs11.DeviceMemory,
+        pkcs11.DeviceRemoved,
+        pkcs11.FunctionCancelled,
+        pkcs11.FunctionFailed,
+        pkcs11.GeneralError,
+        pkcs11.HostMemory,
+        pkcs11.KeyHandleInvalid,
+        pkcs11.ObjectHandleInvalid,
+        pkcs11.OperationActive,
+        pkcs11.SessionClosed,
+        pkcs11.SessionCount,
+        pkcs11.SessionHandleInvalid,
+        pkcs11.SlotIDInvalid,
+        pkcs11.TokenNotPresent,
+        pkcs11.TokenNotRecognised,
+    )
 
 
-def _value(key: Any, name: str) -> Any:  # attributes have several types
-    from pkcs11 import Attribute
+def _says_refused(exc: Exception) -> bool:
+    """Return whether an error of C_Decrypt may mean a wrong tag, for which PKCS#11 2.40 has no code of its own."""
+    import pkcs11
 
-    try:
-        return key[getattr(Attribute, name)]
-    except RuntimeError as exc:
-        if type(exc).__name__ in ("AttributeTypeInvalid", "AttributeSensitive"):
-            return None
-        raise
+    # SoftHSM says GeneralError. What python-pkcs11 has no class for comes as PKCS11Error itself, such as the codes
+    # of vendors and CKR_AEAD_DECRYPT_FAILED.
+    return type(exc) is pkcs11.PKCS11Error or isinstance(
+        exc,
+        pkcs11.ArgumentsBad
+        | pkcs11.DataInvalid
+        | pkcs11.DataLenRange
+        | pkcs11.EncryptedDataInvalid
+        | pkcs11.EncryptedDataLenRange
+        | pkcs11.FunctionFailed
+        | pkcs11.FunctionRejected
+        | pkcs11.GeneralError
+        | pkcs11.MechanismParamInvalid
+        | pkcs11.SignatureInvalid
+        | pkcs11.SignatureLenRange,
+    )
+
+
+def _encrypted(key: Any, form: Form, payload: bytes, aad: bytes) -> tuple[Form, bytes] | None:
+    """Return what is stored and the form it has in fact; None when the token's answer is none that is known."""
+    params = _parameters(b"" if form.own_iv else os.urandom(_IV), aad if form.aad else None)
+    made = key.encrypt(payload, mechanism_param=params, **_gcm())
+    if len(made) == len(payload) + _TAG and not form.own_iv:
+        # What the token was given after the call: some write their own IV there.
+        return form, form.mark + params.nonce + made
+    if len(made) == len(payload) + _TAG + _OWN_IV:
+        own = next(other for other in FORMS if other.own_iv and other.aad == form.aad)
+        return own, own.mark + made
+    return None
+
+
+def _decrypted(key: Any, form: Form, wrapped: bytes, aad: bytes) -> bytes:
+    body = wrapped[len(form.mark) :]
+    iv, sealed = (body[-_OWN_IV:], body[:-_OWN_IV]) if form.own_iv else (body[:_IV], body[_IV:])
+    payload: bytes = key.decrypt(sealed, mechanism_param=_parameters(iv, aad if form.aad else None), **_gcm())
+    return payload
+
+
+def _parameters(iv: bytes, aad: bytes | None) -> Any:
+    from pkcs11 import GCMParams
+
+    params = GCMParams(b"", aad, _TAG * 8)
+    # Not through the constructor, which takes 12 bytes at most.
+    params.nonce = iv
+    return params
+
+
+def _gcm() -> dict[str, Any]:
+    from pkcs11 import Mechanism
+
+    return {"mechanism": Mechanism.AES_GCM}
+
+
+def _description(found: Found) -> dict[str, str]:
+    state = "enabled" if found.decrypts else "disabled"
+    return {"protection_level": LEVELS[is_hardware(found.token)], "algorithm": "AES-256-GCM", "state": state}

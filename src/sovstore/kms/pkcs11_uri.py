@@ -1,124 +1,149 @@
-"""``pkcs11:token=…;object=…``: RFC 7512, as far as it names one secret key and how its module is reached.
+"""Key URIs of PKCS#11 tokens (RFC 7512): ``pkcs11:token=…;object=…``.
 
-Implements the path attributes token, serial, manufacturer, model, object, id and type, and the query attributes
-module-path and pin-source. Does not implement the attributes of a library or slot, nor ``pin-value``, which would put
-the PIN into the URI.
+Implements the attributes that name a token and a secret key, ``module-path`` and ``pin-source=file:``. Does not
+implement ``pin-value`` (a PIN in a URI is a PIN in every log), ``slot-id`` (the library numbers its slots anew each
+time it starts) and what names the library by other means than its path.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
 from sovstore.errors import ConfigError
 
-_SCHEME = "pkcs11:"
-_EXAMPLE = "pkcs11:token=hospital;object=cohortes-2026"
-#: In the order of a canonical URI.
-_PATH = ("token", "serial", "manufacturer", "model", "object", "id", "type")
+EXAMPLE = "pkcs11:token=sovstore;object=kek-2026"
+#: Attributes of a token and of a key, in the order of a canonical URI: what names the token comes first.
+_TOKEN = ("token", "serial", "manufacturer", "model")
+_KEY = ("object", "id")
+_PATH = (*_TOKEN, *_KEY, "type")
 _QUERY = ("module-path", "pin-source")
-#: RFC 7512, 2.3: pk11-pchar and pk11-qchar, an escape taken for one.
-_VALUE = re.compile(r"(?:[A-Za-z0-9._~:\[\]@!$'()*+,=&/-]|%[0-9A-Fa-f]{2})+")
-#: Characters that a canonical URI has unescaped, besides letters, digits and ``_.-~``.
-_PLAIN = ":@!$()*+,="
+#: RFC 7512, 2.3: what stands for itself in a value, besides letters and digits.
+_PATH_SAFE = "-._~:[]@!$'()*+,=&"
+_QUERY_SAFE = "-._~:[]@!$'()*+,=/?|"
+_ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
-class PKCS11URI:
-    """A key of a token, and what the URI says of how it is reached.
+class KeyName:
+    """What a URI names: one secret key of one token.
 
     Parameters
     ----------
     token, serial, manufacturer, model : str or None
-        Of the token, without the blanks at their ends.
+        Of the token, as it says itself.
     object : str or None
-        CKA_LABEL of the key.
+        Label of the key.
     id : bytes or None
-        CKA_ID of the key.
-    module : str or None
-        The library.
-    pin_file : str or None
-        The file that holds the PIN.
+        ``CKA_ID`` of the key.
     """
 
-    token: str | None
-    serial: str | None
-    manufacturer: str | None
-    model: str | None
-    object: str | None
-    id: bytes | None
-    module: str | None = None
-    pin_file: str | None = None
+    token: str | None = None
+    serial: str | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+    object: str | None = None
+    id: bytes | None = None
 
     @property
-    def label(self) -> str:
-        """The URI that names the key and nothing of this machine, in one spelling."""
-        values: dict[str, str | bytes | None] = {name: getattr(self, name) for name in _PATH[:-1]}
-        parts = [f"{name}={_escaped(value)}" for name, value in values.items() if value is not None]
-        return _SCHEME + ";".join(parts)
+    def uri(self) -> str:
+        """The canonical URI: all URIs of one name are written alike, and none holds a path of this machine."""
+        named = [(name, getattr(self, name)) for name in (*_TOKEN, *_KEY)]
+        # RFC 7512, 2.3: every byte of an id is escaped.
+        return "pkcs11:" + ";".join(
+            f"{name}=" + ("".join(f"%{b:02X}" for b in value) if name == "id" else quote(value, safe=_PATH_SAFE))
+            for name, value in named
+            if value is not None
+        )
 
 
-def _escaped(value: str | bytes) -> str:
-    # RFC 7512, 2.3: the bytes of an id are all escaped.
-    return "".join(f"%{byte:02X}" for byte in value) if isinstance(value, bytes) else quote(value, safe=_PLAIN)
+@dataclass(frozen=True)
+class KeyURI:
+    """A URI, taken apart.
+
+    Parameters
+    ----------
+    key : KeyName
+        What it names.
+    module : str or None
+        Absolute path of the library.
+    pin_file : str or None
+        Absolute path of the file that holds the PIN.
+    """
+
+    key: KeyName
+    module: str | None
+    pin_file: str | None
 
 
-def parse(uri: str) -> PKCS11URI:
-    """Return what a URI names.
+def parse(uri: str) -> KeyURI:
+    """Return a URI taken apart.
 
     Raises
     ------
     ConfigError
-        When it is no such URI, or names more than one key could be. Never quotes it: it may hold a PIN.
+        When it is anything else. Never quotes the URI, which may hold a PIN.
     """
-    path, mark, query = uri.removeprefix(_SCHEME).partition("?")
-    if not uri.startswith(_SCHEME) or "#" in uri or (mark and not query):
-        raise _wrong("not a pkcs11: URI")
-    named = _attributes(path, ";", _PATH)
-    reached = _attributes(query, "&", _QUERY) if mark else {}
-    if named.pop("type", b"secret-key") != b"secret-key":
-        raise _wrong("the type of a KEK is secret-key")
-    texts = {name: _text(value) for name, value in named.items() if name != "id"}
-    if not ("token" in texts or "serial" in texts):
-        raise _wrong("no token or serial")
-    if not ("object" in texts or "id" in named):
-        raise _wrong("no object or id")
-    pin = _text(reached.get("pin-source", b"file:/"))
-    if not pin.startswith("file:/"):
-        raise _wrong("pin-source is not file:/…")
-    return PKCS11URI(
-        **{name: texts.get(name) for name in _PATH[:5]},
-        id=named.get("id"),
-        module=_text(reached["module-path"]) if "module-path" in reached else None,
-        pin_file=pin.removeprefix("file:") if "pin-source" in reached else None,
+    path, mark, query = uri.removeprefix("pkcs11:").partition("?")
+    values = _pairs(path, ";", _PATH, _PATH_SAFE)
+    more = _pairs(query, "&", _QUERY, _QUERY_SAFE) if mark else {}
+    if not values.keys() & {"token", "serial"}:
+        raise _wrong("it names no token: 'token' or 'serial' is missing")
+    if not values.keys() & set(_KEY):
+        raise _wrong("it names no key: 'object' or 'id' is missing")
+    if values.pop("type", b"secret-key") != b"secret-key":
+        raise _wrong("its type is not secret-key: with a public-key KEK anyone could make a keyset")
+    key_id = values.pop("id", None)
+    return KeyURI(
+        KeyName(**{name: _text(name, value) for name, value in values.items()}, id=key_id),
+        _text("module-path", more["module-path"], absolute=True) if "module-path" in more else None,
+        _file(_text("pin-source", more["pin-source"])) if "pin-source" in more else None,
     )
 
 
-def _attributes(text: str, separator: str, known: tuple[str, ...]) -> dict[str, bytes]:
+def _pairs(text: str, border: str, known: Collection[str], safe: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for attribute in text.split(separator):
-        name, equals, value = attribute.partition("=")
-        if name == "pin-value":
-            raise _wrong("the PIN must not stand in the URI")
-        if name not in known or not equals or not _VALUE.fullmatch(value):
-            raise _wrong("an attribute is unknown, empty or not escaped")
+    for pair in text.split(border):
+        name, equals, value = pair.partition("=")
+        if name in ("pin-value", "pin-source") and name not in known:
+            raise _wrong("a PIN has no place in it")
+        if name not in known:
+            # Neither the name nor the value is shown: either may be a PIN.
+            raise _wrong(f"it has an attribute that is not known; known here: {', '.join(known)}")
         if name in found:
-            raise _wrong("an attribute occurs twice")
-        found[name] = unquote_to_bytes(value)
+            raise _wrong(f"it has {name!r} twice")
+        found[name] = _decoded(name, value if equals else "", safe)
     return found
 
 
-def _text(value: bytes) -> str:
+def _decoded(name: str, value: str, safe: str) -> bytes:
+    plain = _ESCAPED.sub("", value)
+    if not value or not all(char.isascii() and (char.isalnum() or char in safe) for char in plain):
+        raise _wrong(f"the value of {name!r} is empty, or a character in it is not escaped as %XX")
+    return unquote_to_bytes(value)
+
+
+def _text(name: str, value: bytes, *, absolute: bool = False) -> str:
     try:
         text = value.decode()
     except UnicodeDecodeError:
-        text = ""
-    if not text.strip() or not text.isprintable():
-        raise _wrong("an attribute is not printable UTF-8")
+        # Not as its cause, which would carry the value.
+        raise _wrong(f"the value of {name!r} is not UTF-8") from None
+    if "\0" in text or (absolute and not text.startswith("/")):
+        raise _wrong(f"the value of {name!r} is not an absolute path" if absolute else f"{name!r} holds U+0000")
     return text
 
 
+def _file(source: str) -> str:
+    kind, _, path = source.partition(":")
+    path = path.removeprefix("//") if path.startswith("///") else path
+    if kind != "file" or not path.startswith("/") or path.startswith("//"):
+        raise _wrong("its pin-source is not file:/absolute/path")
+    return path
+
+
 def _wrong(why: str) -> ConfigError:
-    hint = f"write {_EXAMPLE}; module and PIN belong into [kms.NAME]"
-    return ConfigError(f"kek: not a key of a PKCS#11 token: {why}", path="kek", hint=hint)
+    hint = f'write {EXAMPLE}; the PIN goes into [kms.NAME], as a reference: pin = "env:VARIABLE" or "file:/path"'
+    return ConfigError(f"kek: not a pkcs11: URI (RFC 7512): {why}", path="kek", hint=hint)
