@@ -20,7 +20,7 @@ from sovstore.kms import pkcs11_module, registry
 from sovstore.kms.base import Access
 from sovstore.kms.settings import Service
 from tests.servers import cryptoki
-from tests.stores import make_store, open_fs
+from tests.stores import CONTROLLERS, make_store, open_fs
 
 SECRET, CONTEXT, OTHER = b"secret of the tests, of 32 bytes", bytes(range(32)), bytes(32)
 
@@ -695,7 +695,7 @@ def test_a_token_whose_wraps_do_not_open_makes_none(key, hsm):
 def test_a_store_under_a_key_of_the_token(hsm, kek, tmp_path, monkeypatch):
     monkeypatch.setenv("STORE_PIN", hsm.pin)
     table = f'[kms.hsm]\nuri = "pkcs11:token={hsm.label}"\nmodule = "{hsm.module}"\npin = "env:STORE_PIN"\n'
-    (tmp_path / "sovstore.toml").write_text(table)
+    (tmp_path / "sovstore.toml").write_text(f'{table}controller = "tests"\n{CONTROLLERS}')
     file = make_store(tmp_path, kek=f"{kek}?module-path={hsm.module}")
     open_fs(file).pipe_file("cohortes/a", b"content")
     assert open_fs(file, skip_instance_cache=True).cat_file("cohortes/a") == b"content"
