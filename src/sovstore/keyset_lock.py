@@ -18,7 +18,8 @@ from datetime import timedelta
 from sovstore.backends.base import Backend, Stat
 from sovstore.errors import SovstoreError, StoreError, StoreUnavailableError
 
-FOLDER = ".sovstore/lock"
+#: Not `.sovstore/lock`: the local driver has a file of that name, and a byte copy of a store takes it along.
+FOLDER = ".sovstore/locks"
 #: A lock older than this, by the host's own clock, is of a client that was killed.
 ABANDONED = timedelta(minutes=5)
 #: Seconds in which the holder must be done: far from the limit, since a request under way cannot be called back.
