@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 from sovstore.backends.base import Backend, Stat
@@ -334,7 +335,20 @@ class Store:
         with named(path, name):
             wire_size = None if size is None else body.wire_size(size)
             upload = await state.backend.upload(name, create=create, size=wire_size)
-        return ObjectWriter(upload, path, name, header, dek)
+        writer = ObjectWriter(upload, path, name, header, dek)
+        # A write may take longer than keys are held, and than anybody waited before an epoch was destroyed.
+        writer.may_end = partial(self._check_epoch, path, header_key_id(header, what=path))
+        return writer
+
+    async def _check_epoch(self, path: str, key_id: bytes) -> None:
+        """Refuse to publish what is sealed under an epoch that was destroyed meanwhile."""
+        keyset = await self.keyset()
+        if keyset.primary.id != key_id:
+            keyset = await self.keyset(reload=True)
+        epoch = keyset.epoch(key_id)
+        if epoch is None or epoch.key is None:
+            hint = "write it again: it is then sealed under the newest epoch"
+            raise StoreError(f"{path}: its epoch was destroyed while it was written", path=path, hint=hint)
 
     async def _sweep(self, backend: Backend) -> None:
         try:
