@@ -293,6 +293,8 @@ class Store:
         folder = names.encode(path)
         decoder = Decoder(names, folder, path)
         async for stat in self.backend.list(folder, recursive=recursive):
+            # A long listing does not outlast the right to open the store.
+            await self._names()
             # The keyset and unfinished writes are not objects; in any case, since some file systems fold it.
             if stat.name.split("/", 1)[0].lower() == RESERVED:
                 continue
