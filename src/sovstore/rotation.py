@@ -71,8 +71,8 @@ async def remove_kek(store: Store, uri: str, record: Record, *, keep_old: bool =
     uri : str
         Its key URI, as the configuration or the keyset has it.
     record : callable
-        Called with the changed settings *before* the keyset is written: a KEK that is still configured would be wrapped
-        to again by the next change.
+        Called with the changed settings when a KEK that is left has opened the keyset, and *before* it is written: a
+        KEK that is still configured would be wrapped to again by the next change.
     keep_old : bool
         Name it in ``old_keks``, so that it may unwrap older keysets: backup copies, for example.
 
@@ -88,16 +88,17 @@ async def remove_kek(store: Store, uri: str, record: Record, *, keep_old: bool =
         raise ConfigError(f"store {config.name!r}: {uri} is the only KEK that opens it", path=config.name, hint=hint)
     old = [kek for kek in config.old_keks if registry.label(kek) != removed] + [uri] * keep_old
     changed = replace(config, kek=left[0], other_keks=tuple(left[1:]), old_keks=tuple(old))
-    if changed != config:
-        record(_differences(config, changed))
+    configured = [registry.label(kek) for kek in (config.kek, *config.other_keks, *config.old_keks)]
 
     def alter(keyset: Keyset, parsed: ParsedKeyset) -> Keyset | None:
-        if removed in parsed.wraps:
-            return keyset.next_version(now=_now())
-        if changed == config:
+        if removed not in parsed.wraps and removed not in configured:
             hint = f"it is opened by {', '.join(parsed.wraps)}"
             raise ConfigError(f"store {config.name!r}: {uri} is none of its KEKs", path=config.name, hint=hint)
-        return None
+        # Not before the KEKs that are left have opened it: a configuration that opens nothing helps nobody. Written
+        # again when the change is made anew, it is the same.
+        if changed != config:
+            record(_differences(config, changed))
+        return keyset.next_version(now=_now()) if removed in parsed.wraps else None
 
     return await store.change_keyset("remove-kek", alter, config=changed, removed=[removed])
 
@@ -122,12 +123,14 @@ async def add_recovery(store: Store, file: str, record: Record) -> Keyset:
     """
     recipient = Recipient.load(keysets.read_file(file), what=file)
     config = store.config
+    named = [known.id for known in keysets.recipients(config)]
     path = str(Path(file).absolute())
-    changed = config if path in config.recovery else replace(config, recovery=(*config.recovery, path))
-    if changed != config:
-        record({"recovery": list(changed.recovery)})
+    changed = config if recipient.id in named else replace(config, recovery=(*config.recovery, path))
 
     def alter(keyset: Keyset, parsed: ParsedKeyset) -> Keyset | None:
+        # Not before it was opened, which may fail or need a passphrase.
+        if changed != config:
+            record({"recovery": list(changed.recovery)})
         return None if recipient.id in parsed.seals else keyset.next_version(now=_now())
 
     return await store.change_keyset("recovery-add", alter, config=changed)

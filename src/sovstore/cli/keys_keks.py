@@ -146,7 +146,8 @@ def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> N
     written = dict(settings)
     if isinstance(recovery := written.get("recovery"), list):
         # Those that stand there stay as they are written, relative to the file perhaps.
-        written["recovery"] = [*before.get("recovery", []), *recovery[len(described.recovery) :]]
+        kept = before.get("recovery", [])
+        written["recovery"] = [*kept, *(file for file in recovery[len(described.recovery) :] if file not in kept)]
     config.write_settings(described.source, described.name, written, replaces={key: before.get(key) for key in written})
 
 
