@@ -153,6 +153,10 @@ async def new_epoch(store: Store) -> Epoch:
         return added
 
     def promote(keyset: Keyset, _: ParsedKeyset) -> Keyset | None:
+        added = keyset.epoch(made[0].id)
+        if added is None or added.state == "destroyed":
+            message = f"epoch {made[0].id.hex()}: another client destroyed it before anything was written under it"
+            raise ConfigError(message, path=made[0].id.hex(), hint="run this again")
         ids = [epoch.id for epoch in keyset.epochs]
         # Another client may have made a later one primary already.
         late = ids.index(made[0].id) < ids.index(keyset.primary.id)
