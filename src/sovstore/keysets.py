@@ -269,8 +269,7 @@ async def write_version(
     IntegrityError
         When the host does not return what was written.
     """
-    digest = hashlib.sha256(raw).hexdigest()[:32]
-    await _write(backend, f"{HISTORY}/{keyset.version}-{digest}.json", raw, create=False, if_match=None)
+    await _write(backend, version_name(keyset, raw), raw, create=False, if_match=None)
     await _write(backend, LOCATION, raw, create=create, if_match=if_match)
     found = await fetch(backend, config)
     # Another client may have made its change of this version already. That one is authenticated when it is opened.
@@ -279,6 +278,11 @@ async def write_version(
         raise IntegrityError(f"store {config.name!r}: the host does not return the keyset that was written", hint=hint)
     await asyncio.to_thread(copies.save_backup, config, keyset, raw)
     copies.remember(keyset)
+
+
+def version_name(keyset: Keyset, raw: bytes) -> str:
+    """Return the name of its own that a version has at the host."""
+    return f"{HISTORY}/{keyset.version}-{hashlib.sha256(raw).hexdigest()[:32]}.json"
 
 
 def _is_later(raw: bytes, version: int) -> bool:

@@ -271,10 +271,13 @@ class Copies:
 
 
 async def copies_of(store: Store, keyset: Keyset) -> Copies:
-    """Return where versions older than this one lie."""
-    at_host = [s.name async for s in store.backend.list(keysets.HISTORY) if _version(s.name) < keyset.version]
+    """Return where other versions lie that are not newer: one that lost a race has the same number, and older keys."""
+    raw = await keysets.fetch(store.backend, store.config)
+    own = keysets.version_name(keyset, raw)
+    listed = [stat.name async for stat in store.backend.list(keysets.HISTORY) if not stat.folder]
+    at_host = [name for name in listed if name != own and _version(name) in range(1, keyset.version + 1)]
     folder = keyset_copies.backup_folder(store.config)
-    here = [path for path in folder.glob("*.json") if _version(path.name) < keyset.version]
+    here = [path for path in folder.glob("*.json") if _version(path.name) in range(1, keyset.version)]
     return Copies(tuple(sorted(at_host)), tuple(sorted(here)))
 
 
