@@ -20,7 +20,7 @@ from sovstore.errors import (
     ObjectNotFoundError,
     UnwrapError,
 )
-from sovstore.format.keyset import MAX_FILE, Keyset, ParsedKeyset, parse
+from sovstore.format.keyset import MAX_FILE, MAX_WRAPS, Keyset, ParsedKeyset, parse
 from sovstore.format.recovery import Recipient, RecoveryKey
 from sovstore.keyset_copies import LOCATION
 from sovstore.kms import registry
@@ -293,9 +293,23 @@ def _is_later(raw: bytes, version: int) -> bool:
 
 
 def wrap_anew(keyset: Keyset, keks: Sequence[WrappingKey], to: Sequence[Recipient]) -> bytes:
-    """Return the bytes of a version: a fresh KSK, wrapped once by each KEK and sealed to each recipient."""
-    draft = keyset.draft(to)
-    return draft.finish({kek.uri: kek.wrap(draft.ksk.reveal(), draft.context) for kek in keks})
+    """Return the bytes of a version: a fresh KSK, wrapped once by each KEK and sealed to each recipient.
+
+    Raises
+    ------
+    ConfigError
+        When it would be larger than a reader accepts.
+    KMSError
+        When a KEK cannot be used.
+    """
+    # Two files may hold the same recipient.
+    draft = keyset.draft(list({recipient.id: recipient for recipient in to}.values()))
+    wraps = {kek.uri: kek.wrap(draft.ksk.reveal(), draft.context) for kek in keks}
+    try:
+        return draft.finish(wraps)
+    except ValueError as exc:
+        hint = f"a keyset takes {MAX_WRAPS} KEKs, and a limited number of epochs and recovery recipients"
+        raise ConfigError(str(exc), path=LOCATION, hint=hint) from exc
 
 
 async def _write(backend: Backend, name: str, raw: bytes, *, create: bool, if_match: str | None) -> None:
