@@ -28,7 +28,7 @@ from sovstore.errors import (
 )
 from sovstore.format import body
 from sovstore.format.header import HEADER, KEY, header_key_id, open_header, seal_header
-from sovstore.format.keyset import Keyset
+from sovstore.format.keyset import Keyset, parse
 from sovstore.format.names import RESERVED, Names
 from sovstore.format.recovery import RecoveryKey
 from sovstore.held_keys import HeldKeys
@@ -157,6 +157,16 @@ class Store:
             As `sovstore.keysets.unlock` and `fetch`.
         """
         return (await self._held.get(self.backend, self._per_loop().lock, reload=reload)).keyset
+
+    async def keks(self) -> Collection[str]:
+        """Return what the KEKs that open it are called in its keyset, which is authentic.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError, IntegrityError, KMSError, PolicyError, ConfigError
+            As `keyset`.
+        """
+        return parse((await self._held.get(self.backend, self._per_loop().lock)).raw).wraps
 
     async def _names(self) -> Names:
         return (await self._held.get(self.backend, self._per_loop().lock)).names
