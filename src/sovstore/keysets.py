@@ -197,7 +197,9 @@ def _with_others(error: KMSUnavailableError, parsed: ParsedKeyset, config: Store
     others = [u for u in config.other_keks if registry.label(u) in parsed.wraps and registry.label(u) != error.path]
     if not others:
         return error
-    hint = f"{error.hint}; the store is opened by {others[0]} too: {variable_of(config.name, 'kek')}='{others[0]}'"
+    kek, other = variable_of(config.name, "kek"), variable_of(config.name, "other_keks")
+    # No KEK is named twice.
+    hint = f"{error.hint}; the store is opened by {others[0]} too: {kek}='{others[0]}' {other}='[]'"
     return KMSUnavailableError(
         error.message, path=error.path, hint=hint, provider=error.provider, request_id=error.request_id
     )
