@@ -128,8 +128,10 @@ def _refuse_variables(described: StoreConfig) -> None:
     """Refuse to write settings that a variable would override."""
     from sovstore.config import variable_of
 
+    # In any case, as they are read.
+    set_here = {name.upper() for name in os.environ}
     for setting in _WRITTEN:
-        if (variable := variable_of(described.name, setting)) in os.environ:
+        if (variable := variable_of(described.name, setting)) in set_here:
             hint = f"unset {variable}, and write its value into the configuration file"
             message = f"store {described.name!r}: {setting!r} comes from {variable}, which this command cannot change"
             raise ConfigError(message, path=described.name, hint=hint)
