@@ -150,6 +150,14 @@ def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> N
         # Those that stand there stay as they are written, relative to the file perhaps.
         kept = before.get("recovery", [])
         written["recovery"] = [*kept, *(file for file in recovery[len(described.recovery) :] if file not in kept)]
+    for key in written.keys() - {"recovery"}:
+        found = before.get(key, [] if key != "kek" else None)
+        mine = getattr(described, key)
+        # Another command may have changed it since this one read it, and what it took out must not come back.
+        if found not in (written[key], mine if isinstance(mine, str) else list(mine)):
+            hint = "another process changed this store just now: look at it, then run this again if needed"
+            message = f"{described.source}: {key!r} of store {described.name!r} was changed meanwhile"
+            raise ConfigError(message, path=str(described.source), hint=hint)
     config.write_settings(described.source, described.name, written, replaces={key: before.get(key) for key in written})
 
 
