@@ -52,8 +52,8 @@ async def add_kek(store: Store, uri: str, record: Record) -> Keyset:
     def alter(keyset: Keyset, parsed: ParsedKeyset) -> Keyset | None:
         return None if label in parsed.wraps else keyset.next_version(now=_now())
 
-    # Opened before a key is made: nobody is left with a key for a store that is not theirs, or with another key than the
-    # one that opens it.
+    # Opened before a key is made: nobody is left with a key for a store that is not theirs, or with another key than
+    # the one that opens it.
     if not registry.key_exists(uri) and label in await store.keks():
         hint = "bring it to this machine; if it is lost, remove that KEK and add another one"
         raise ConfigError(f"{uri}: opens the store already, and is not here", path=uri, hint=hint)
