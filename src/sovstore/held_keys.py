@@ -142,12 +142,13 @@ class HeldKeys:
         *,
         removed: Collection[str],
         make: str | None,
+        about: str | None,
     ) -> Keyset:
         """Change the keyset, as `sovstore.keyset_changes.change`; the new one is opened when it is next needed."""
         keks = self._keks if config == self._config else Keks(config, self._keks.access)
         if make is not None:
             await asyncio.to_thread(keks.open, make, make=True)
-        keyset = await change(backend, config, keks, what, alter, removed=removed)
+        keyset = await change(backend, config, keks, what, alter, removed=removed, about=about)
         self._config, self._keks, self._keys = config, keks, None
         return keyset
 

@@ -374,4 +374,6 @@ async def restore(backend: Backend, config: StoreConfig, access: Access, source:
         hint = f"move {LOCATION} at the host away first, if it is damaged"
         raise ObjectExistsError(f"store {config.name!r}: the host has a keyset", path=LOCATION, hint=hint) from exc
     copies.remember(keyset)
+    if access.trail is not None:
+        access.trail.record("restore", "done", version=keyset.version, keks=", ".join(parse(raw).wraps))
     return keyset, path

@@ -58,7 +58,7 @@ async def add_kek(store: Store, uri: str, record: Record) -> Keyset:
         hint = "bring it to this machine; if it is lost, remove that KEK and add another one"
         raise ConfigError(f"{uri}: opens the store already, and is not here", path=uri, hint=hint)
     keyset = await store.change_keyset(
-        "add-kek", alter, config=replace(config, other_keks=others, old_keks=old), make=uri
+        "add-kek", alter, config=replace(config, other_keks=others, old_keks=old), make=uri, about=label
     )
     if others != config.other_keks:
         record({"other_keks": list(others), **({"old_keks": list(old)} if old != config.old_keks else {})})
@@ -102,7 +102,7 @@ async def remove_kek(store: Store, uri: str, record: Record, *, keep_old: bool =
             record(_differences(config, changed))
         return keyset.next_version(now=_now()) if removed in parsed.wraps else None
 
-    return await store.change_keyset("remove-kek", alter, config=changed, removed=[removed])
+    return await store.change_keyset("remove-kek", alter, config=changed, removed=[removed], about=removed)
 
 
 def _differences(before: StoreConfig, after: StoreConfig) -> dict[str, str | list[str]]:
@@ -135,7 +135,7 @@ async def add_recovery(store: Store, file: str, record: Record) -> Keyset:
             record({"recovery": list(changed.recovery)})
         return None if recipient.id in parsed.seals else keyset.next_version(now=_now())
 
-    return await store.change_keyset("recovery-add", alter, config=changed)
+    return await store.change_keyset("recovery-add", alter, config=changed, about=recipient.id.hex())
 
 
 # Epochs
@@ -253,7 +253,7 @@ async def destroy_epoch(store: Store, key_id: bytes) -> Keyset:
             raise ConfigError(f"epoch {key_id.hex()}: all is written under it now", path=key_id.hex(), hint=hint)
         return None if epoch.state == "destroyed" else keyset.destroy(key_id, now=_now())
 
-    return await store.change_keyset("destroy-epoch", alter)
+    return await store.change_keyset("destroy-epoch", alter, about=key_id.hex())
 
 
 @dataclass(frozen=True)

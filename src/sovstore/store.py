@@ -179,6 +179,7 @@ class Store:
         config: StoreConfig | None = None,
         removed: Collection[str] = (),
         make: str | None = None,
+        about: str | None = None,
     ) -> Keyset:
         """Change the keyset, as `sovstore.keyset_changes.change`, and use the new one from now on.
 
@@ -190,10 +191,12 @@ class Store:
             Labels of KEKs that shall open it no more.
         make : str, optional
             URI of a KEK that is made if it is one of this machine and there is none.
+        about : str, optional
+            The KEK, epoch or recipient that it is about, for the audit trail.
         """
         self._refuse_recovery()
         config = config or self.config
-        keyset = await self._held.change(self.backend, config, what, alter, removed=removed, make=make)
+        keyset = await self._held.change(self.backend, config, what, alter, removed=removed, make=make, about=about)
         self.config = config
         return keyset
 
