@@ -42,7 +42,7 @@ async def held(backend: Backend, store: str) -> AsyncIterator[None]:
     mine = f"{FOLDER}/{os.urandom(8).hex()}"
     end = time.monotonic() + WAIT_S
     try:
-        while not await _taken(backend, mine):
+        while not await _taken_in_time(backend, mine):
             await backend.delete([mine])
             if time.monotonic() > end:
                 hint = (
@@ -63,6 +63,12 @@ async def held(backend: Backend, store: str) -> AsyncIterator[None]:
         # One that stays is abandoned, and counts for nothing in a while.
         with suppress(SovstoreError):
             await backend.delete([mine])
+
+
+async def _taken_in_time(backend: Backend, mine: str) -> bool:
+    """Return whether the lock is ours; not if that took so long that others may soon count it as abandoned."""
+    began = time.monotonic()
+    return await _taken(backend, mine) and time.monotonic() - began < HOLD_S
 
 
 async def _taken(backend: Backend, mine: str) -> bool:
