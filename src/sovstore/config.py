@@ -26,7 +26,7 @@ from sovstore.config_store import LISTS, SETTINGS, StoreConfig, describe, locati
 from sovstore.errors import ConfigError
 from sovstore.kms import settings
 from sovstore.kms.base import Access
-from sovstore.kms.settings import Service
+from sovstore.kms.settings import Service, absolute
 from sovstore.trail import Trail
 
 __all__ = [
@@ -250,7 +250,7 @@ def _audit_file(content: Mapping[str, Any], path: Path) -> Path | None:
     table = content.get("audit", {})
     if not isinstance(table, dict) or set(table) - {"file"} or not isinstance(table.get("file", ""), str):
         raise ConfigError(f"{path}: [audit] is not right", path=str(path), hint='write file = "/var/log/audit.jsonl"')
-    return (path.parent / Path(table["file"]).expanduser()).absolute() if table.get("file") else None
+    return Path(absolute(table["file"], path.parent)) if table.get("file") else None
 
 
 def _override(tables: dict[str, dict[str, Any]], environ: Mapping[str, str]) -> dict[str, dict[str, str]]:

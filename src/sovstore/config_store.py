@@ -21,7 +21,7 @@ from sovstore.backends.providers import Fact, Provider
 from sovstore.config_policy import Policy
 from sovstore.config_secrets import has_password
 from sovstore.errors import ConfigError
-from sovstore.kms.settings import Service
+from sovstore.kms.settings import Service, absolute
 
 _HEX = re.compile(r"[0-9a-f]+")
 #: Provider of a root that is a URL, where it is not any other fsspec filesystem.
@@ -235,8 +235,8 @@ def describe(name: str, table: Mapping[str, Any], source: Path | None, known: Ma
     _check_reached(values, provider, where)
     for key in ("passphrase_file", "backup", "ca_file"):
         if key in values:
-            values[key] = _absolute(values[key], base)
-    values["recovery"] = tuple(_absolute(file, base) for file in values.get("recovery", ()))
+            values[key] = absolute(values[key], base)
+    values["recovery"] = tuple(absolute(file, base) for file in values.get("recovery", ()))
     _settle_keks(values, where)
     return StoreConfig(name=name, source=source, facts=provider, **values)
 
@@ -337,7 +337,7 @@ def _check_root(values: dict[str, Any], provider: Provider, where: str, base: Pa
         raise ConfigError(f"{where}: 'protocol' goes with provider \"fsspec\"", path=where, hint=hint)
     if provider.driver == "local" or values.get("protocol") in ("file", "local"):
         # Not the folder that a process happens to be in: another one would find no store, or make a second.
-        values["root"] = _absolute(rest if url else values["root"], base)
+        values["root"] = absolute(rest if url else values["root"], base)
 
 
 def _is_remote_url(root: str, provider: Provider) -> bool:
@@ -421,12 +421,3 @@ def _endpoint(given: str | None, region: str | None, account: str | None, provid
         provider.check_region(region, where=where)
         return None
     return provider.endpoint(region, account, where=where)
-
-
-def _absolute(path: str, base: Path) -> str:
-    if "\0" in path:
-        raise ConfigError("a path in the configuration holds the character U+0000", path=str(base), hint="remove it")
-    try:
-        return str((base / Path(path).expanduser()).absolute())
-    except RuntimeError as exc:
-        raise ConfigError(f"{path}: there is no such user", path=path, hint="correct the part behind '~'") from exc

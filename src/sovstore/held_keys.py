@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sovstore import keysets
 from sovstore.backends.base import Backend
 from sovstore.config import StoreConfig
-from sovstore.errors import KMSUnavailableError
+from sovstore.errors import IntegrityError, KeyDeniedError, KMSError, KMSUnavailableError
 from sovstore.format.keyset import Keyset
 from sovstore.format.names import Names
 from sovstore.format.recovery import RecoveryKey
@@ -67,6 +67,8 @@ class HeldKeys:
         self._config = config
         self._keks = Keks(config, access)
         self._keys: Keys | None = None
+        #: How often the KMS did not answer, and what was said of it last.
+        self._silences, self._silence = 0, KMSUnavailableError()
 
     async def get(self, backend: Backend, lock: asyncio.Lock, *, reload: bool = False) -> Keys:
         """Return the keys; `lock` keeps two tasks of a loop from asking the KMS at once.
@@ -76,29 +78,51 @@ class HeldKeys:
         ObjectNotFoundError, FormatError, IntegrityError, KMSError, PolicyError, ConfigError
             As `sovstore.keysets.unlock` and `fetch`.
         """
-        known = self._keys
+        known, silences = self._keys, self._silences
         if known is not None and not reload and not self._is_old(known):
             return known
         async with lock:
-            # Another task may have opened it meanwhile.
-            if self._keys is known or self._keys is None:
-                self._keys = await self._open_again(backend, known)
+            # Another task may have opened it meanwhile, or have waited for a KMS that does not answer: each of many
+            # would wait for as long again.
+            if self._keys is not known and self._keys is not None:
+                return self._keys
+            if self._silences != silences:
+                return self._bridged(self._silence)
+            self._keys = await self._open_again(backend)
             return self._keys
 
-    async def _open_again(self, backend: Backend, known: Keys | None) -> Keys:
-        began = _now()
+    async def _open_again(self, backend: Backend) -> Keys:
+        known, began = self._keys, _now()
         if known is not None and not self._is_old(known) and known.raw == await keysets.fetch(backend, self._config):
             # Headers with made-up key ids must not cost a call to the KMS each.
             return known
         try:
             keyset, raw = await keysets.fetch_opened(backend, self._config, self._unlock)
         except KMSUnavailableError as exc:
-            # A refusal is an answer and counts at once: only silence is bridged, and only where somebody said so.
-            if known is None or began > known.opened_s + self._config.cache_s + self._config.grace_s:
-                raise
-            _log.warning("%s: its keys are used beyond their time: %s", self._config.name, exc.message)
-            return known
+            self._silences, self._silence = self._silences + 1, exc
+            return self._bridged(exc)
+        except (KMSError, IntegrityError) as exc:
+            # What was refused is not bridged when the KMS is silent later: whoever was refused could see to that. While
+            # the keys are young, anything else may be the host's doing.
+            if isinstance(exc, KeyDeniedError) or known is None or self._is_old(known):
+                self._keys = None
+            raise
         return Keys(keyset, keyset.names(), raw, began)
+
+    def _bridged(self, error: KMSUnavailableError) -> Keys:
+        """Return the keys that were known, where their time is over and somebody said that silence is bridged."""
+        known, now = self._keys, _now()
+        # Where it is not over, another keyset was asked for, and this one is no answer.
+        if (
+            known is None
+            or not self._is_old(known)
+            or now > known.opened_s + self._config.cache_s + self._config.grace_s
+        ):
+            raise KMSUnavailableError(
+                error.message, path=error.path, hint=error.hint, provider=error.provider, request_id=error.request_id
+            ) from error
+        _log.warning("%s: its keys are used beyond their time: %s", self._config.name, error.message)
+        return known
 
     def _is_old(self, keys: Keys) -> bool:
         # A recovery key is no service that could be asked again.
@@ -118,12 +142,13 @@ class HeldKeys:
         *,
         removed: Collection[str],
         make: str | None,
+        about: str | None,
     ) -> Keyset:
         """Change the keyset, as `sovstore.keyset_changes.change`; the new one is opened when it is next needed."""
         keks = self._keks if config == self._config else Keks(config, self._keks.access)
         if make is not None:
             await asyncio.to_thread(keks.open, make, make=True)
-        keyset = await change(backend, config, keks, what, alter, removed=removed)
+        keyset = await change(backend, config, keks, what, alter, removed=removed, about=about)
         self._config, self._keks, self._keys = config, keks, None
         return keyset
 

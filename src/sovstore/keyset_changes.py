@@ -23,7 +23,14 @@ Alter = Callable[[Keyset, ParsedKeyset], Keyset | None]
 
 
 async def change(
-    backend: Backend, config: StoreConfig, keks: Keks, what: str, alter: Alter, *, removed: Collection[str] = ()
+    backend: Backend,
+    config: StoreConfig,
+    keks: Keks,
+    what: str,
+    alter: Alter,
+    *,
+    removed: Collection[str] = (),
+    about: str | None = None,
 ) -> Keyset:
     """Return the keyset after a change; it is made on the newest version, as often as another client comes first.
 
@@ -37,6 +44,8 @@ async def change(
         May be called again, so it must have no effect of its own.
     removed : collection of str
         Labels of KEKs that shall open it no more.
+    about : str, optional
+        The KEK, epoch or recipient that it is about, for the audit trail.
 
     Raises
     ------
@@ -64,7 +73,7 @@ async def change(
         raise
     finally:
         if trail is not None:
-            trail.record(what, outcome, version=version, keks=", ".join((config.kek, *config.other_keks)))
+            trail.record(what, outcome, about=about, version=version, keks=", ".join((config.kek, *config.other_keks)))
 
 
 async def _change_once(

@@ -18,7 +18,8 @@ from datetime import timedelta
 from sovstore.backends.base import Backend, Stat
 from sovstore.errors import SovstoreError, StoreError, StoreUnavailableError
 
-FOLDER = ".sovstore/lock"
+#: Not `.sovstore/lock`: the local driver has a file of that name, and a byte copy of a store takes it along.
+FOLDER = ".sovstore/locks"
 #: A lock older than this, by the host's own clock, is of a client that was killed.
 ABANDONED = timedelta(minutes=5)
 #: Seconds in which the holder must be done: far from the limit, since a request under way cannot be called back.
@@ -41,7 +42,7 @@ async def held(backend: Backend, store: str) -> AsyncIterator[None]:
     mine = f"{FOLDER}/{os.urandom(8).hex()}"
     end = time.monotonic() + WAIT_S
     try:
-        while not await _taken(backend, mine):
+        while not await _taken_in_time(backend, mine):
             await backend.delete([mine])
             if time.monotonic() > end:
                 hint = (
@@ -62,6 +63,12 @@ async def held(backend: Backend, store: str) -> AsyncIterator[None]:
         # One that stays is abandoned, and counts for nothing in a while.
         with suppress(SovstoreError):
             await backend.delete([mine])
+
+
+async def _taken_in_time(backend: Backend, mine: str) -> bool:
+    """Return whether the lock is ours; not if that took so long that others may soon count it as abandoned."""
+    began = time.monotonic()
+    return await _taken(backend, mine) and time.monotonic() - began < HOLD_S
 
 
 async def _taken(backend: Backend, mine: str) -> bool:

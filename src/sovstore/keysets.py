@@ -22,7 +22,7 @@ from sovstore.errors import (
     ObjectNotFoundError,
     UnwrapError,
 )
-from sovstore.format.keyset import MAX_FILE, Keyset, ParsedKeyset, parse
+from sovstore.format.keyset import MAX_FILE, MAX_WRAPS, Keyset, ParsedKeyset, parse
 from sovstore.format.recovery import Recipient, RecoveryKey
 from sovstore.keyset_copies import LOCATION
 from sovstore.kms import registry
@@ -203,7 +203,9 @@ def _with_others(error: KMSUnavailableError, parsed: ParsedKeyset, config: Store
     others = [u for u in config.other_keks if registry.label(u) in parsed.wraps and registry.label(u) != error.path]
     if not others:
         return error
-    hint = f"{error.hint}; the store is opened by {others[0]} too: {variable_of(config.name, 'kek')}='{others[0]}'"
+    kek, other = variable_of(config.name, "kek"), variable_of(config.name, "other_keks")
+    # No KEK is named twice.
+    hint = f"{error.hint}; the store is opened by {others[0]} too: {kek}='{others[0]}' {other}='[]'"
     return KMSUnavailableError(
         error.message, path=error.path, hint=hint, provider=error.provider, request_id=error.request_id
     )
@@ -275,8 +277,7 @@ async def write_version(
     IntegrityError
         When the host does not return what was written.
     """
-    digest = hashlib.sha256(raw).hexdigest()[:32]
-    await _write(backend, f"{HISTORY}/{keyset.version}-{digest}.json", raw, create=False, if_match=None)
+    await _write(backend, version_name(keyset, raw), raw, create=False, if_match=None)
     await _write(backend, LOCATION, raw, create=create, if_match=if_match)
     found = await fetch(backend, config)
     # Another client may have made its change of this version already. That one is authenticated when it is opened.
@@ -287,6 +288,11 @@ async def write_version(
     copies.remember(keyset)
 
 
+def version_name(keyset: Keyset, raw: bytes) -> str:
+    """Return the name of its own that a version has at the host."""
+    return f"{HISTORY}/{keyset.version}-{hashlib.sha256(raw).hexdigest()[:32]}.json"
+
+
 def _is_later(raw: bytes, version: int) -> bool:
     try:
         return parse(raw).version > version
@@ -295,9 +301,23 @@ def _is_later(raw: bytes, version: int) -> bool:
 
 
 def wrap_anew(keyset: Keyset, keks: Sequence[WrappingKey], to: Sequence[Recipient]) -> bytes:
-    """Return the bytes of a version: a fresh KSK, wrapped once by each KEK and sealed to each recipient."""
-    draft = keyset.draft(to)
-    return draft.finish({kek.uri: kek.wrap(draft.ksk.reveal(), draft.context) for kek in keks})
+    """Return the bytes of a version: a fresh KSK, wrapped once by each KEK and sealed to each recipient.
+
+    Raises
+    ------
+    ConfigError
+        When it would be larger than a reader accepts.
+    KMSError
+        When a KEK cannot be used.
+    """
+    # Two files may hold the same recipient.
+    draft = keyset.draft(list({recipient.id: recipient for recipient in to}.values()))
+    wraps = {kek.uri: kek.wrap(draft.ksk.reveal(), draft.context) for kek in keks}
+    try:
+        return draft.finish(wraps)
+    except ValueError as exc:
+        hint = f"a keyset takes {MAX_WRAPS} KEKs, and a limited number of epochs and recovery recipients"
+        raise ConfigError(str(exc), path=LOCATION, hint=hint) from exc
 
 
 async def _write(backend: Backend, name: str, raw: bytes, *, create: bool, if_match: str | None) -> None:
@@ -360,4 +380,6 @@ async def restore(backend: Backend, config: StoreConfig, access: Access, source:
         hint = f"move {LOCATION} at the host away first, if it is damaged"
         raise ObjectExistsError(f"store {config.name!r}: the host has a keyset", path=LOCATION, hint=hint) from exc
     copies.remember(keyset)
+    if access.trail is not None:
+        access.trail.record("restore", "done", version=keyset.version, keks=", ".join(parse(raw).wraps))
     return keyset, path

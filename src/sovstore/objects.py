@@ -322,6 +322,8 @@ class ObjectWriter:
         self._buffers = [bytearray(), bytearray()]
         self._open = True
         self._pid = os.getpid()
+        #: Awaited before the object is made visible; raises when nobody could read it any more.
+        self.may_end: Callable[[], Awaitable[object]] | None = None
         _unfinished.add(self)
 
     def seal(self, plain: bytes | bytearray | memoryview) -> memoryview:
@@ -386,6 +388,8 @@ class ObjectWriter:
         self._check_process()
         await self.send(self._head + self._sealer.finalize())
         try:
+            if self.may_end is not None:
+                await self.may_end()
             with named(self.path, self._name):
                 await self._upload.commit()
         except BaseException:

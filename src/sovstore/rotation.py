@@ -52,11 +52,13 @@ async def add_kek(store: Store, uri: str, record: Record) -> Keyset:
     def alter(keyset: Keyset, parsed: ParsedKeyset) -> Keyset | None:
         return None if label in parsed.wraps else keyset.next_version(now=_now())
 
-    if not registry.key_exists(uri):
-        # Opened before a key is made: nobody is left with a key for a store that is not theirs.
-        await store.keyset()
+    # Opened before a key is made: nobody is left with a key for a store that is not theirs, or with another key than
+    # the one that opens it.
+    if not registry.key_exists(uri) and label in await store.keks():
+        hint = "bring it to this machine; if it is lost, remove that KEK and add another one"
+        raise ConfigError(f"{uri}: opens the store already, and is not here", path=uri, hint=hint)
     keyset = await store.change_keyset(
-        "add-kek", alter, config=replace(config, other_keks=others, old_keks=old), make=uri
+        "add-kek", alter, config=replace(config, other_keks=others, old_keks=old), make=uri, about=label
     )
     if others != config.other_keks:
         record({"other_keks": list(others), **({"old_keks": list(old)} if old != config.old_keks else {})})
@@ -71,8 +73,8 @@ async def remove_kek(store: Store, uri: str, record: Record, *, keep_old: bool =
     uri : str
         Its key URI, as the configuration or the keyset has it.
     record : callable
-        Called with the changed settings *before* the keyset is written: a KEK that is still configured would be wrapped
-        to again by the next change.
+        Called with the changed settings when a KEK that is left has opened the keyset, and *before* it is written: a
+        KEK that is still configured would be wrapped to again by the next change.
     keep_old : bool
         Name it in ``old_keks``, so that it may unwrap older keysets: backup copies, for example.
 
@@ -88,18 +90,19 @@ async def remove_kek(store: Store, uri: str, record: Record, *, keep_old: bool =
         raise ConfigError(f"store {config.name!r}: {uri} is the only KEK that opens it", path=config.name, hint=hint)
     old = [kek for kek in config.old_keks if registry.label(kek) != removed] + [uri] * keep_old
     changed = replace(config, kek=left[0], other_keks=tuple(left[1:]), old_keks=tuple(old))
-    if changed != config:
-        record(_differences(config, changed))
+    configured = [registry.label(kek) for kek in (config.kek, *config.other_keks, *config.old_keks)]
 
     def alter(keyset: Keyset, parsed: ParsedKeyset) -> Keyset | None:
-        if removed in parsed.wraps:
-            return keyset.next_version(now=_now())
-        if changed == config:
+        if removed not in parsed.wraps and removed not in configured:
             hint = f"it is opened by {', '.join(parsed.wraps)}"
             raise ConfigError(f"store {config.name!r}: {uri} is none of its KEKs", path=config.name, hint=hint)
-        return None
+        # Not before the KEKs that are left have opened it: a configuration that opens nothing helps nobody. Written
+        # again when the change is made anew, it is the same.
+        if changed != config:
+            record(_differences(config, changed))
+        return keyset.next_version(now=_now()) if removed in parsed.wraps else None
 
-    return await store.change_keyset("remove-kek", alter, config=changed, removed=[removed])
+    return await store.change_keyset("remove-kek", alter, config=changed, removed=[removed], about=removed)
 
 
 def _differences(before: StoreConfig, after: StoreConfig) -> dict[str, str | list[str]]:
@@ -122,15 +125,17 @@ async def add_recovery(store: Store, file: str, record: Record) -> Keyset:
     """
     recipient = Recipient.load(keysets.read_file(file), what=file)
     config = store.config
+    named = [known.id for known in keysets.recipients(config)]
     path = str(Path(file).absolute())
-    changed = config if path in config.recovery else replace(config, recovery=(*config.recovery, path))
-    if changed != config:
-        record({"recovery": list(changed.recovery)})
+    changed = config if recipient.id in named else replace(config, recovery=(*config.recovery, path))
 
     def alter(keyset: Keyset, parsed: ParsedKeyset) -> Keyset | None:
+        # Not before it was opened, which may fail or need a passphrase.
+        if changed != config:
+            record({"recovery": list(changed.recovery)})
         return None if recipient.id in parsed.seals else keyset.next_version(now=_now())
 
-    return await store.change_keyset("recovery-add", alter, config=changed)
+    return await store.change_keyset("recovery-add", alter, config=changed, about=recipient.id.hex())
 
 
 # Epochs
@@ -150,6 +155,10 @@ async def new_epoch(store: Store) -> Epoch:
         return added
 
     def promote(keyset: Keyset, _: ParsedKeyset) -> Keyset | None:
+        added = keyset.epoch(made[0].id)
+        if added is None or added.state == "destroyed":
+            message = f"epoch {made[0].id.hex()}: another client destroyed it before anything was written under it"
+            raise ConfigError(message, path=made[0].id.hex(), hint="run this again")
         ids = [epoch.id for epoch in keyset.epochs]
         # Another client may have made a later one primary already.
         late = ids.index(made[0].id) < ids.index(keyset.primary.id)
@@ -244,7 +253,7 @@ async def destroy_epoch(store: Store, key_id: bytes) -> Keyset:
             raise ConfigError(f"epoch {key_id.hex()}: all is written under it now", path=key_id.hex(), hint=hint)
         return None if epoch.state == "destroyed" else keyset.destroy(key_id, now=_now())
 
-    return await store.change_keyset("destroy-epoch", alter)
+    return await store.change_keyset("destroy-epoch", alter, about=key_id.hex())
 
 
 @dataclass(frozen=True)
@@ -264,10 +273,13 @@ class Copies:
 
 
 async def copies_of(store: Store, keyset: Keyset) -> Copies:
-    """Return where versions older than this one lie."""
-    at_host = [s.name async for s in store.backend.list(keysets.HISTORY) if _version(s.name) < keyset.version]
+    """Return where other versions lie that are not newer: one that lost a race has the same number, and older keys."""
+    raw = await keysets.fetch(store.backend, store.config)
+    own = keysets.version_name(keyset, raw)
+    listed = [stat.name async for stat in store.backend.list(keysets.HISTORY) if not stat.folder]
+    at_host = [name for name in listed if name != own and _version(name) in range(1, keyset.version + 1)]
     folder = keyset_copies.backup_folder(store.config)
-    here = [path for path in folder.glob("*.json") if _version(path.name) < keyset.version]
+    here = [path for path in folder.glob("*.json") if _version(path.name) in range(1, keyset.version)]
     return Copies(tuple(sorted(at_host)), tuple(sorted(here)))
 
 

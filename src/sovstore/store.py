@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 from sovstore.backends.base import Backend, Stat
@@ -27,7 +28,7 @@ from sovstore.errors import (
 )
 from sovstore.format import body
 from sovstore.format.header import HEADER, KEY, header_key_id, open_header, seal_header
-from sovstore.format.keyset import Keyset
+from sovstore.format.keyset import Keyset, parse
 from sovstore.format.names import RESERVED, Names
 from sovstore.format.recovery import RecoveryKey
 from sovstore.held_keys import HeldKeys
@@ -157,6 +158,16 @@ class Store:
         """
         return (await self._held.get(self.backend, self._per_loop().lock, reload=reload)).keyset
 
+    async def keks(self) -> Collection[str]:
+        """Return what the KEKs that open it are called in its keyset, which is authentic.
+
+        Raises
+        ------
+        ObjectNotFoundError, FormatError, IntegrityError, KMSError, PolicyError, ConfigError
+            As `keyset`.
+        """
+        return parse((await self._held.get(self.backend, self._per_loop().lock)).raw).wraps
+
     async def _names(self) -> Names:
         return (await self._held.get(self.backend, self._per_loop().lock)).names
 
@@ -168,6 +179,7 @@ class Store:
         config: StoreConfig | None = None,
         removed: Collection[str] = (),
         make: str | None = None,
+        about: str | None = None,
     ) -> Keyset:
         """Change the keyset, as `sovstore.keyset_changes.change`, and use the new one from now on.
 
@@ -179,10 +191,12 @@ class Store:
             Labels of KEKs that shall open it no more.
         make : str, optional
             URI of a KEK that is made if it is one of this machine and there is none.
+        about : str, optional
+            The KEK, epoch or recipient that it is about, for the audit trail.
         """
         self._refuse_recovery()
         config = config or self.config
-        keyset = await self._held.change(self.backend, config, what, alter, removed=removed, make=make)
+        keyset = await self._held.change(self.backend, config, what, alter, removed=removed, make=make, about=about)
         self.config = config
         return keyset
 
@@ -292,6 +306,8 @@ class Store:
         folder = names.encode(path)
         decoder = Decoder(names, folder, path)
         async for stat in self.backend.list(folder, recursive=recursive):
+            # A long listing does not outlast the right to open the store.
+            await self._names()
             # The keyset and unfinished writes are not objects; in any case, since some file systems fold it.
             if stat.name.split("/", 1)[0].lower() == RESERVED:
                 continue
@@ -334,7 +350,20 @@ class Store:
         with named(path, name):
             wire_size = None if size is None else body.wire_size(size)
             upload = await state.backend.upload(name, create=create, size=wire_size)
-        return ObjectWriter(upload, path, name, header, dek)
+        writer = ObjectWriter(upload, path, name, header, dek)
+        # A write may take longer than keys are held, and than anybody waited before an epoch was destroyed.
+        writer.may_end = partial(self._check_epoch, path, header_key_id(header, what=path))
+        return writer
+
+    async def _check_epoch(self, path: str, key_id: bytes) -> None:
+        """Refuse to publish what is sealed under an epoch that was destroyed meanwhile."""
+        keyset = await self.keyset()
+        if keyset.primary.id != key_id:
+            keyset = await self.keyset(reload=True)
+        epoch = keyset.epoch(key_id)
+        if epoch is None or epoch.key is None:
+            hint = "write it again: it is then sealed under the newest epoch"
+            raise StoreError(f"{path}: its epoch was destroyed while it was written", path=path, hint=hint)
 
     async def _sweep(self, backend: Backend) -> None:
         try:

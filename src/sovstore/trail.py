@@ -82,13 +82,17 @@ class Trail:
             # One write to a file that was opened for appending is one piece, also beside other processes.
             descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.write(descriptor, content)
+                written = os.write(descriptor, content)
             finally:
                 os.close(descriptor)
         except OSError as exc:
             hint = "correct 'file' in [audit], or the rights of its folder"
             message = f"{file}: the audit trail cannot be written: {exc.strerror}"
             raise ConfigError(message, path=str(file), hint=hint) from exc
+        if written != len(content):
+            # A disk that fills up takes the beginning of a line.
+            message = f"{file}: the audit trail cannot be written: only a part of a line was"
+            raise ConfigError(message, path=str(file), hint="free some room on its disk")
 
 
 def _user() -> str:

@@ -293,12 +293,12 @@ def test_no_change_is_lost(tmp_path: Path, settings: dict[str, str]) -> None:
     assert keyset.version >= 1 + added + 1 + 2 + 1
     assert [epoch.state for epoch in keyset.epochs].count("primary") == 1
     assert site.labels() == sorted([site.first, site.second])
-    assert list((tmp_path / "cohortes/.sovstore").glob("lock/*")) == []
+    assert list((tmp_path / "cohortes/.sovstore").glob("locks/*")) == []
 
 
 def test_a_lock_that_is_held_or_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(tmp_path, provider="fsspec", root=f"file://{tmp_path / 'cohortes'}")
-    lock = tmp_path / "cohortes/.sovstore/lock/somebody"
+    lock = tmp_path / "cohortes/.sovstore/locks/somebody"
     lock.parent.mkdir()
     lock.write_bytes(b"-")
     monkeypatch.setattr(keyset_lock, "WAIT_S", 1)

@@ -131,7 +131,10 @@ def test_another_kek_of_the_store_is_named_when_one_is_down(tmp_path, kms):
     kms.failure = KMSUnavailableError("down", hint="wait", path=described.kek, provider="local", request_id="r1")
     with pytest.raises(KMSUnavailableError) as caught:
         keysets.unlock(raw, changed, keks)
-    assert caught.value.hint == (f"wait; the store is opened by {other} too: SOVSTORE_STORES__COHORTES__KEK='{other}'")
+    assert caught.value.hint == (
+        f"wait; the store is opened by {other} too: "
+        f"SOVSTORE_STORES__COHORTES__KEK='{other}' SOVSTORE_STORES__COHORTES__OTHER_KEKS='[]'"
+    )
     assert (caught.value.provider, caught.value.request_id) == ("local", "r1")
 
 

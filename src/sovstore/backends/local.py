@@ -241,9 +241,15 @@ class LocalBackend(Backend):
     def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
         with _mapped(source):
             descriptor = os.open(self._path(source), _READ)
-        upload = _LocalUpload(self._root, target, self._run, create=create, if_match=None)
+        status = os.fstat(descriptor)
+        # In place, whatever somebody wrote while it was copied must stay.
+        if_match = _etag(status) if source == target else None
         try:
-            status = os.fstat(descriptor)
+            upload = _LocalUpload(self._root, target, self._run, create=create, if_match=if_match)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        try:
             if etag is not None and _etag(status) != etag:
                 raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
             upload.write_now(head)

@@ -194,7 +194,7 @@ def _warn_of_writers(run: Run, fs: SovFileSystem, keyset: Keyset, chosen: Epoch)
 
 
 def _confirm(run: Run, store: str) -> None:
-    if run.out.as_json or not sys.stdin.isatty():
+    if run.out.as_json or sys.stdin is None or not sys.stdin.isatty():
         usage("nobody is there to confirm", "add --yes if what is sealed under that epoch shall be lost")
     sys.stderr.write(f"Type the name of the store, {store}, to destroy it: ")
     sys.stderr.flush()

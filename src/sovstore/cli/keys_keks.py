@@ -128,8 +128,10 @@ def _refuse_variables(described: StoreConfig) -> None:
     """Refuse to write settings that a variable would override."""
     from sovstore.config import variable_of
 
+    # In any case, as they are read.
+    set_here = {name.upper() for name in os.environ}
     for setting in _WRITTEN:
-        if (variable := variable_of(described.name, setting)) in os.environ:
+        if (variable := variable_of(described.name, setting)) in set_here:
             hint = f"unset {variable}, and write its value into the configuration file"
             message = f"store {described.name!r}: {setting!r} comes from {variable}, which this command cannot change"
             raise ConfigError(message, path=described.name, hint=hint)
@@ -146,7 +148,16 @@ def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> N
     written = dict(settings)
     if isinstance(recovery := written.get("recovery"), list):
         # Those that stand there stay as they are written, relative to the file perhaps.
-        written["recovery"] = [*before.get("recovery", []), *recovery[len(described.recovery) :]]
+        kept = before.get("recovery", [])
+        written["recovery"] = [*kept, *(file for file in recovery[len(described.recovery) :] if file not in kept)]
+    for key in written.keys() - {"recovery"}:
+        found = before.get(key, [] if key != "kek" else None)
+        mine = getattr(described, key)
+        # Another command may have changed it since this one read it, and what it took out must not come back.
+        if found not in (written[key], mine if isinstance(mine, str) else list(mine)):
+            hint = "another process changed this store just now: look at it, then run this again if needed"
+            message = f"{described.source}: {key!r} of store {described.name!r} was changed meanwhile"
+            raise ConfigError(message, path=str(described.source), hint=hint)
     config.write_settings(described.source, described.name, written, replaces={key: before.get(key) for key in written})
 
 

@@ -180,7 +180,7 @@ def parse(name: str, table: Mapping[str, Any], base: Path, where: str) -> Servic
     values = {key: _typed(key, value, where) for key, value in table.items()}
     for key in _FILES:
         if key in values:
-            values[key] = str((base / Path(values[key]).expanduser()).absolute())
+            values[key] = absolute(values[key], base)
     for key in _SECRETS:
         if key in values:
             values[key] = _reference(key, values[key], base, where)
@@ -210,10 +210,26 @@ def _typed(key: str, value: object, where: str) -> Any:  # settings have several
 def _reference(key: str, value: str, base: Path, where: str) -> str:
     kind, colon, rest = value.partition(":")
     if colon and rest and kind == "file":
-        return f"file:{(base / Path(rest).expanduser()).absolute()}"
+        return f"file:{absolute(rest, base)}"
     if colon and rest and (kind == "env" or value.startswith("keyring://")):
         return value
     hint = f'say where it is: {key} = "env:VARIABLE", "file:/path" or "keyring://SERVICE/NAME"'
     raise ConfigError(
         f"{where}: {key!r} is not a reference, and the file is no place for a secret", path=where, hint=hint
     )
+
+
+def absolute(path: str, base: Path) -> str:
+    """Return a path of the configuration, which may be relative to its file or begin with ``~``.
+
+    Raises
+    ------
+    ConfigError
+        When no file can have it.
+    """
+    if "\0" in path:
+        raise ConfigError("a path in the configuration holds the character U+0000", path=str(base), hint="remove it")
+    try:
+        return str((base / Path(path).expanduser()).absolute())
+    except RuntimeError as exc:
+        raise ConfigError(f"{path}: there is no such user", path=path, hint="correct the part behind '~'") from exc
