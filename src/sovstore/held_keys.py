@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from sovstore import keysets
+from sovstore import keyset_changes, keysets
 from sovstore.backends.base import Backend
 from sovstore.config import StoreConfig
-from sovstore.errors import IntegrityError, KeyDeniedError, KMSError, KMSUnavailableError
-from sovstore.format.keyset import Keyset
+from sovstore.errors import (
+    FormatError,
+    IntegrityError,
+    KeyDeniedError,
+    KMSError,
+    KMSUnavailableError,
+    NoMatchingKeyError,
+    SovstoreError,
+)
+from sovstore.format.keyset import Keyset, parse
 from sovstore.format.names import Names
 from sovstore.format.recovery import RecoveryKey
-from sovstore.keyset_changes import Alter, change
+from sovstore.keyset_changes import Change
 from sovstore.keysets import Keks
 from sovstore.kms.base import Access
 
 _log = logging.getLogger("sovstore")
+
+
+#: Seconds after which bytes that were no keyset are looked at again.
+_REJECTED_S = 60.0
 
 
 def _now() -> float:
@@ -41,12 +52,15 @@ class Keys:
         As the host sent it.
     opened_s : float
         When the KMS was asked, as `_now` counts.
+    read_only : bool
+        Whether only a KEK that is kept for older keysets opens it.
     """
 
     keyset: Keyset
     names: Names
     raw: bytes
     opened_s: float
+    read_only: bool
 
 
 class HeldKeys:
@@ -67,6 +81,8 @@ class HeldKeys:
         self._config = config
         self._keks = Keks(config, access)
         self._keys: Keys | None = None
+        #: What the host last showed that was no keyset of ours, and when: it must not cost a call to the KMS each time.
+        self._rejected: tuple[bytes, float, SovstoreError] | None = None
         #: How often the KMS did not answer, and what was said of it last.
         self._silences, self._silence = 0, KMSUnavailableError()
 
@@ -93,9 +109,21 @@ class HeldKeys:
 
     async def _open_again(self, backend: Backend) -> Keys:
         known, began = self._keys, _now()
-        if known is not None and not self._is_old(known) and known.raw == await keysets.fetch(backend, self._config):
+        if known is not None and not self._is_old(known):
             # Headers with made-up key ids must not cost a call to the KMS each.
-            return known
+            shown = await keysets.fetch(backend, self._config)
+            if known.raw == shown:
+                return known
+            if self._rejected is not None and self._rejected[0] == shown and began < self._rejected[1] + _REJECTED_S:
+                raise self._rejected[2]
+            try:
+                return await self._ask(backend, known, began)
+            except (IntegrityError, FormatError, NoMatchingKeyError) as exc:
+                self._rejected = shown, began, exc
+                raise
+        return await self._ask(backend, known, began)
+
+    async def _ask(self, backend: Backend, known: Keys | None, began: float) -> Keys:
         try:
             keyset, raw = await keysets.fetch_opened(backend, self._config, self._unlock)
         except KMSUnavailableError as exc:
@@ -107,7 +135,7 @@ class HeldKeys:
             if isinstance(exc, KeyDeniedError) or known is None or self._is_old(known):
                 self._keys = None
             raise
-        return Keys(keyset, keyset.names(), raw, began)
+        return Keys(keyset, keyset.names(), raw, began, read_only=self._keks.is_old(parse(raw).wraps))
 
     def _bridged(self, error: KMSUnavailableError) -> Keys:
         """Return the keys that were known, where their time is over and somebody said that silence is bridged."""
@@ -133,22 +161,12 @@ class HeldKeys:
             return keysets.unlock_with_recovery(raw, self._config, self.recovery_key)
         return keysets.unlock(raw, self._config, self._keks)
 
-    async def change(
-        self,
-        backend: Backend,
-        config: StoreConfig,
-        what: str,
-        alter: Alter,
-        *,
-        removed: Collection[str],
-        make: str | None,
-        about: str | None,
-    ) -> Keyset:
-        """Change the keyset, as `sovstore.keyset_changes.change`; the new one is opened when it is next needed."""
+    async def change(self, backend: Backend, config: StoreConfig, change: Change, *, make: str | None = None) -> Keyset:
+        """Change the keyset, as `sovstore.keyset_changes.make`; the new one is opened when it is next needed."""
         keks = self._keks if config == self._config else Keks(config, self._keks.access)
         if make is not None:
             await asyncio.to_thread(keks.open, make, make=True)
-        keyset = await change(backend, config, keks, what, alter, removed=removed, about=about)
+        keyset = await keyset_changes.make(backend, config, keks, change)
         self._config, self._keks, self._keys = config, keks, None
         return keyset
 

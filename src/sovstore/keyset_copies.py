@@ -12,7 +12,7 @@ import platformdirs
 
 from sovstore.config import StoreConfig
 from sovstore.errors import ConfigError, IntegrityError
-from sovstore.format.keyset import Keyset
+from sovstore.format.keyset import Keyset, ParsedKeyset
 
 #: The keyset of a store, below its root.
 LOCATION = ".sovstore/keyset.json"
@@ -75,26 +75,36 @@ def _seen(store_id: bytes) -> int:
         return 0
 
 
-def is_older(keyset: Keyset) -> bool:
-    """Return whether this client has seen a newer version."""
-    return keyset.version < _seen(keyset.store_id)
+def is_older(found: Keyset | ParsedKeyset, config: StoreConfig) -> bool:
+    """Return whether this client has seen a newer version of the store than this one is, or says that it is."""
+    return found.version < _seen(config.identity)
 
 
-def check_seen(keyset: Keyset, config: StoreConfig) -> None:
-    """Refuse a keyset that is older than one that this client has seen, and remember it otherwise.
+def is_newer(keyset: Keyset) -> bool:
+    """Return whether this client has seen older versions of the store, and none as new as this one."""
+    return 0 < _seen(keyset.store_id) < keyset.version
+
+
+def refuse_older(found: Keyset | ParsedKeyset, config: StoreConfig) -> None:
+    """Refuse a keyset that is older than one that this client has seen.
 
     Raises
     ------
     IntegrityError
         When the host replays an old version.
     """
-    if keyset.version < (seen := _seen(keyset.store_id)):
-        hint = f"the host put an old keyset back; if you did, delete {_seen_file(keyset.store_id)}"
+    if is_older(found, config):
+        seen, file = _seen(config.identity), _seen_file(config.identity)
         raise IntegrityError(
-            f"store {config.name!r}: keyset version {keyset.version} is older than version {seen}, which was seen here",
+            f"store {config.name!r}: keyset version {found.version} is older than version {seen}, which was seen here",
             path=LOCATION,
-            hint=hint,
+            hint=f"the host put an old keyset back; if you did, delete {file}",
         )
+
+
+def check_seen(keyset: Keyset, config: StoreConfig) -> None:
+    """Refuse a keyset as `refuse_older`, and remember it otherwise."""
+    refuse_older(keyset, config)
     remember(keyset)
 
 

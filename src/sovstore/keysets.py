@@ -16,6 +16,7 @@ from sovstore.errors import (
     ConfigError,
     FormatError,
     IntegrityError,
+    KeyDeniedError,
     KMSUnavailableError,
     NoMatchingKeyError,
     ObjectExistsError,
@@ -72,14 +73,18 @@ async def fetch_opened(
     ObjectNotFoundError, FormatError, KMSError, PolicyError, ConfigError
         As `fetch` and `unlock`.
     """
-    raw = await fetch(backend, config)
-    keyset = await asyncio.to_thread(unlock, raw)
-    if copies.is_older(keyset):
-        # Another process of this machine may have published and noted a newer one between the two.
+    while True:
         raw = await fetch(backend, config)
+        if copies.is_older(parse(raw), config):
+            # One that says itself that it is old costs no call to the KMS. It is read again, since another process of
+            # this machine may have published and noted a newer one meanwhile.
+            raw = await fetch(backend, config)
+            copies.refuse_older(parse(raw), config)
         keyset = await asyncio.to_thread(unlock, raw)
-    copies.check_seen(keyset, config)
-    return keyset, raw
+        # Or while it was opened; then there is a newer one to be had.
+        if not copies.is_older(keyset, config):
+            copies.remember(keyset)
+            return keyset, raw
 
 
 class Keks:
@@ -125,6 +130,11 @@ class Keks:
         """Return all KEKs that shall open the store."""
         return [self.open(uri) for uri in (self.config.kek, *self.config.other_keks)]
 
+    def is_old(self, labels: Collection[str]) -> bool:
+        """Return whether only a KEK that is kept for older keysets opens one of these labels."""
+        named = {registry.label(uri) for uri in (self.config.kek, *self.config.other_keks)}
+        return not named.intersection(labels) and any(registry.label(uri) in labels for uri in self.config.old_keks)
+
     def for_keyset(self, labels: Collection[str]) -> tuple[WrappingKey, bool]:
         """Return the KEK to unwrap a keyset with, and whether a label of the keyset names it.
 
@@ -142,6 +152,13 @@ class Keks:
         for kek in self._opened.values():
             kek.close()
         self._opened.clear()
+
+
+def read_only(config: StoreConfig) -> KeyDeniedError:
+    """Return the error for a change of a store that only a KEK for older keysets opens: somebody may have that KEK."""
+    hint = f"'sovstore keys add-kek {config.name} URI', on a client that opens it by another KEK, lets a new one in"
+    message = f"store {config.name!r}: is read-only: only a KEK of 'old_keks' opens the keyset that the host shows"
+    return KeyDeniedError(message, path=config.name, hint=hint)
 
 
 def unlock(raw: bytes, config: StoreConfig, access: Access | Keks) -> Keyset:
@@ -171,6 +188,11 @@ def unlock(raw: bytes, config: StoreConfig, access: Access | Keks) -> Keyset:
     except KMSUnavailableError as exc:
         raise _with_others(exc, parsed, config) from exc
     keyset = parsed.unlock(ksk, config.identity)
+    if keks.is_old(parsed.wraps) and copies.is_newer(keyset):
+        # Whoever has a KEK that was taken away can make a newer keyset with the host's help; it only opens old ones.
+        hint = "the host may be with somebody who has that KEK; see what changed it last in the audit trail"
+        message = f"store {config.name!r}: a KEK of 'old_keks' opens a keyset that is newer than any seen here"
+        raise IntegrityError(message, path=LOCATION, hint=hint)
     # The keyset says how names were made, whatever the configuration says now.
     policy.enforce(replace(config, names=keyset.names_mode), keks=())
     return keyset

@@ -16,6 +16,7 @@ from sovstore.config import StoreConfig
 from sovstore.errors import ConfigError, FormatError, ObjectNotFoundError
 from sovstore.format.keyset import Epoch, Keyset, ParsedKeyset
 from sovstore.format.recovery import Recipient
+from sovstore.keyset_changes import Change
 from sovstore.kms import registry
 from sovstore.store import Entry, Store
 
@@ -25,7 +26,7 @@ Record = Callable[[Mapping[str, str | list[str]]], None]
 
 async def rotate_kek(store: Store) -> Keyset:
     """Return the keyset, wrapped anew by the newest version of every configured KEK: one call to each."""
-    return await store.change_keyset("rotate-kek", lambda keyset, _: keyset.next_version(now=_now()))
+    return await store.change_keyset(Change("rotate-kek", lambda keyset, _: keyset.next_version(now=_now())))
 
 
 async def add_kek(store: Store, uri: str, record: Record) -> Keyset:
@@ -54,12 +55,12 @@ async def add_kek(store: Store, uri: str, record: Record) -> Keyset:
 
     # Opened before a key is made: nobody is left with a key for a store that is not theirs, or with another key than
     # the one that opens it.
-    if not registry.key_exists(uri) and label in await store.keks():
+    if not registry.key_exists(uri) and label in (await store.opened_by()).wraps:
         hint = "bring it to this machine; if it is lost, remove that KEK and add another one"
         raise ConfigError(f"{uri}: opens the store already, and is not here", path=uri, hint=hint)
-    keyset = await store.change_keyset(
-        "add-kek", alter, config=replace(config, other_keks=others, old_keks=old), make=uri, about=label
-    )
+    change = Change("add-kek", alter, added=frozenset((label,)), about=label)
+    changed = replace(config, other_keks=others, old_keks=old)
+    keyset = await store.change_keyset(change, config=changed, make=uri)
     if others != config.other_keks:
         record({"other_keks": list(others), **({"old_keks": list(old)} if old != config.old_keks else {})})
     return keyset
@@ -102,7 +103,9 @@ async def remove_kek(store: Store, uri: str, record: Record, *, keep_old: bool =
             record(_differences(config, changed))
         return keyset.next_version(now=_now()) if removed in parsed.wraps else None
 
-    return await store.change_keyset("remove-kek", alter, config=changed, removed=[removed], about=removed)
+    return await store.change_keyset(
+        Change("remove-kek", alter, removed=frozenset((removed,)), about=removed), config=changed
+    )
 
 
 def _differences(before: StoreConfig, after: StoreConfig) -> dict[str, str | list[str]]:
@@ -135,7 +138,48 @@ async def add_recovery(store: Store, file: str, record: Record) -> Keyset:
             record({"recovery": list(changed.recovery)})
         return None if recipient.id in parsed.seals else keyset.next_version(now=_now())
 
-    return await store.change_keyset("recovery-add", alter, config=changed, about=recipient.id.hex())
+    added = recipient.id.hex()
+    return await store.change_keyset(
+        Change("recovery-add", alter, added=frozenset((added,)), about=added), config=changed
+    )
+
+
+async def remove_recovery(store: Store, recipient: str, record: Record) -> Keyset:
+    """Return the keyset, which is sealed to a recovery recipient no more.
+
+    Older keysets, at the host and in backup copies, still are.
+
+    Parameters
+    ----------
+    recipient : str
+        Its id in hexadecimal, or the beginning of it; its file need not be there.
+    record : callable
+        Called with the new list ``recovery`` before the keyset is written.
+
+    Raises
+    ------
+    ConfigError
+        When the keyset is sealed to none that begins so, or to more than one.
+    """
+    config = store.config
+    sealed = [seal.hex() for seal in (await store.opened_by()).seals]
+    found = [known for known in sealed if recipient and known.startswith(recipient.lower())]
+    if len(found) != 1:
+        what = "is sealed to no recovery key that begins so" if not found else "is sealed to more than one of that name"
+        hint = f"it is sealed to {', '.join(sealed) or 'none'}"
+        raise ConfigError(f"store {config.name!r}: {what}: {recipient!r}", path=config.name, hint=hint)
+    ids = [known.id.hex() for known in keysets.recipients(config)]
+    left = tuple(file for file, known in zip(config.recovery, ids, strict=True) if known != found[0])
+    changed = replace(config, recovery=left)
+
+    def alter(keyset: Keyset, _: ParsedKeyset) -> Keyset:
+        if changed != config:
+            record({"recovery": list(left)})
+        return keyset.next_version(now=_now())
+
+    return await store.change_keyset(
+        Change("recovery-remove", alter, removed=frozenset(found), about=found[0]), config=changed
+    )
 
 
 # Epochs
@@ -164,8 +208,8 @@ async def new_epoch(store: Store) -> Epoch:
         late = ids.index(made[0].id) < ids.index(keyset.primary.id)
         return None if late else keyset.promote(made[0].id, now=_now())
 
-    await store.change_keyset("new-epoch", add)
-    await store.change_keyset("promote-epoch", promote)
+    await store.change_keyset(Change("new-epoch", add))
+    await store.change_keyset(Change("promote-epoch", promote))
     return made[0]
 
 
@@ -253,7 +297,7 @@ async def destroy_epoch(store: Store, key_id: bytes) -> Keyset:
             raise ConfigError(f"epoch {key_id.hex()}: all is written under it now", path=key_id.hex(), hint=hint)
         return None if epoch.state == "destroyed" else keyset.destroy(key_id, now=_now())
 
-    return await store.change_keyset("destroy-epoch", alter, about=key_id.hex())
+    return await store.change_keyset(Change("destroy-epoch", alter, about=key_id.hex()))
 
 
 @dataclass(frozen=True)

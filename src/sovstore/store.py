@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,11 +28,12 @@ from sovstore.errors import (
 )
 from sovstore.format import body
 from sovstore.format.header import HEADER, KEY, header_key_id, open_header, seal_header
-from sovstore.format.keyset import Keyset, parse
+from sovstore.format.keyset import Keyset, ParsedKeyset, parse
 from sovstore.format.names import RESERVED, Names
 from sovstore.format.recovery import RecoveryKey
-from sovstore.held_keys import HeldKeys
-from sovstore.keyset_changes import Alter
+from sovstore.held_keys import HeldKeys, Keys
+from sovstore.keyset_changes import Change
+from sovstore.keysets import read_only
 from sovstore.kms.base import Access
 from sovstore.listing import Decoder
 from sovstore.objects import ObjectReader, ObjectWriter, named
@@ -44,6 +45,8 @@ _log = logging.getLogger("sovstore")
 #: Objects larger than this take turns when many are moved, so that memory stays bounded; each has parallel requests.
 _LARGE = 4 * 2**20
 _LARGE_AT_ONCE = 2
+#: Entries of a listing after which it is looked whether the keys may still be used.
+_CHECKED = 100
 #: Foreign paths that are remembered, to name them as such when they are opened.
 _MOST_FOREIGN = 1000
 #: Seconds that removing what killed writers left may hold up the first write.
@@ -158,45 +161,37 @@ class Store:
         """
         return (await self._held.get(self.backend, self._per_loop().lock, reload=reload)).keyset
 
-    async def keks(self) -> Collection[str]:
-        """Return what the KEKs that open it are called in its keyset, which is authentic.
+    async def opened_by(self) -> ParsedKeyset:
+        """Return the keyset as the host has it, with the KEKs and recovery keys that open it; it is authentic.
 
         Raises
         ------
         ObjectNotFoundError, FormatError, IntegrityError, KMSError, PolicyError, ConfigError
             As `keyset`.
         """
-        return parse((await self._held.get(self.backend, self._per_loop().lock)).raw).wraps
+        return parse((await self._keys()).raw)
+
+    async def _keys(self) -> Keys:
+        return await self._held.get(self.backend, self._per_loop().lock)
 
     async def _names(self) -> Names:
-        return (await self._held.get(self.backend, self._per_loop().lock)).names
+        return (await self._keys()).names
 
     async def change_keyset(
-        self,
-        what: str,
-        alter: Alter,
-        *,
-        config: StoreConfig | None = None,
-        removed: Collection[str] = (),
-        make: str | None = None,
-        about: str | None = None,
+        self, change: Change, *, config: StoreConfig | None = None, make: str | None = None
     ) -> Keyset:
-        """Change the keyset, as `sovstore.keyset_changes.change`, and use the new one from now on.
+        """Change the keyset, as `sovstore.keyset_changes.make`, and use the new one from now on.
 
         Parameters
         ----------
         config : StoreConfig, optional
             The configuration from now on, where it names other KEKs or recipients.
-        removed : collection of str
-            Labels of KEKs that shall open it no more.
         make : str, optional
             URI of a KEK that is made if it is one of this machine and there is none.
-        about : str, optional
-            The KEK, epoch or recipient that it is about, for the audit trail.
         """
         self._refuse_recovery()
         config = config or self.config
-        keyset = await self._held.change(self.backend, config, what, alter, removed=removed, make=make, about=about)
+        keyset = await self._held.change(self.backend, config, change, make=make)
         self.config = config
         return keyset
 
@@ -305,9 +300,11 @@ class Store:
         names = await self._names()
         folder = names.encode(path)
         decoder = Decoder(names, folder, path)
+        count = 0
         async for stat in self.backend.list(folder, recursive=recursive):
-            # A long listing does not outlast the right to open the store.
-            await self._names()
+            if (count := count + 1) % _CHECKED == 0:
+                # A long listing does not outlast the right to open the store.
+                await self._names()
             # The keyset and unfinished writes are not objects; in any case, since some file systems fold it.
             if stat.name.split("/", 1)[0].lower() == RESERVED:
                 continue
@@ -387,6 +384,8 @@ class Store:
     async def _writable_name(self, path: str) -> str:
         name = await self.name(path)
         self._refuse_recovery()
+        if (await self._keys()).read_only:
+            raise read_only(self.config)
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
         return name

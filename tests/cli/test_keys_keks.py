@@ -131,6 +131,41 @@ def test_recovery_add(cli, config, fs, tmp_path):
     assert cli("cat", "sov://cohortes/a", "--recovery-key", "rescue").out == "content\n"
 
 
+def test_recovery_remove(cli, config, tmp_path):
+    cli("keys", "recovery-new", "rescue")
+    cli("keys", "recovery-add", "cohortes", "rescue.pub")
+    recipient = json.loads(cli("keys", "list", "cohortes", "--json").raw_out)["recovery"][0]["recipient"]
+    (tmp_path / "desk/rescue.pub").rename(tmp_path / "desk/moved.pub")
+    config.write_text(config.read_text().replace("rescue.pub", "moved.pub"))
+    assert cli("keys", "recovery-remove", "cohortes", "zz").code == 2
+    ran = cli("keys", "recovery-remove", "cohortes", recipient[:6])
+    assert ran.transcript == (
+        0,
+        f"store 'cohortes': no longer opened by recovery key {recipient[:6]}; keyset version 3\n",
+        "",
+    )
+    assert _table(config)["recovery"] == []
+    assert cli("cat", "sov://cohortes/a", "--recovery-key", "rescue").code == 4
+
+
+def test_a_recovery_key_that_another_client_added_or_took_away(cli, config):
+    cli("keys", "recovery-new", "rescue")
+    cli("keys", "recovery-add", "cohortes", "rescue.pub")
+    without = config.read_text().replace("rescue.pub", "").replace('recovery = ["', "# ")
+    with_it, _ = config.read_text(), config.write_text(without)
+    ran = cli("keys", "rotate-kek", "cohortes")
+    assert ran.code == 2
+    assert "opens it, and the configuration does not name its file" in ran.err
+    assert "sovstore keys recovery-remove cohortes" in ran.err
+    recipient = json.loads(cli("keys", "list", "cohortes", "--json").raw_out)["recovery"][0]["recipient"]
+    assert cli("keys", "recovery-remove", "cohortes", recipient).code == 0
+    config.write_text(with_it)
+    ran = cli("keys", "rotate-kek", "cohortes")
+    assert ran.code == 2
+    assert "is configured, and does not open it" in ran.err
+    assert "sovstore keys recovery-add cohortes FILE" in ran.err
+
+
 def test_recovery_add_of_no_recipient(cli, config, tmp_path):
     before = config.read_bytes()
     (tmp_path / "desk/x.pub").write_text("nothing")
@@ -142,7 +177,8 @@ def test_recovery_add_of_no_recipient(cli, config, tmp_path):
 def test_recovery_files_that_stand_there_stay_as_they_are_written(cli, config, tmp_path):
     cli("keys", "recovery-new", "one")
     cli("keys", "recovery-new", "two")
+    cli("keys", "recovery-add", "cohortes", "one.pub")
     (tmp_path / "one.pub").write_bytes((tmp_path / "desk/one.pub").read_bytes())
-    config.write_text(config.read_text() + 'recovery = ["one.pub"]\n')
+    config.write_text(config.read_text().replace(str(tmp_path / "desk/one.pub"), "one.pub"))
     assert cli("keys", "recovery-add", "cohortes", "two.pub").code == 0
     assert _table(config)["recovery"] == ["one.pub", str(tmp_path / "desk/two.pub")]

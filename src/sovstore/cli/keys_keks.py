@@ -1,10 +1,11 @@
-"""``keys rotate-kek``, ``add-kek``, ``remove-kek`` and ``recovery-add``: who opens a store."""
+"""``keys rotate-kek``, ``add-kek``, ``remove-kek``, ``recovery-add``, ``recovery-remove``: who opens a store."""
 
 from __future__ import annotations
 
 import os
 import tomllib
 from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -104,6 +105,19 @@ def recovery_add(run: Run, store: StoreName, file: File) -> None:
     _report(run, store, f"opened by the recovery key of {file} too", keyset)
 
 
+@command(keys, "recovery-remove", examples=["keys recovery-remove cohortes 3f0c2a"])
+def recovery_remove(run: Run, store: StoreName, recipient: Annotated[str, argument("ID")]) -> None:
+    """Seal the keys of a store to a recovery key no more; ID is what 'sovstore keys list' shows, or its beginning.
+
+    Writes one small object, no data, and 'recovery' in the table of the store. Older keysets, which the host and backup
+    copies keep, are still sealed to it: whoever has that key and one of them reads what was written until now.
+    """
+    from sovstore import rotation
+
+    keyset = changing(run, store, lambda opened, record: rotation.remove_recovery(opened, recipient, record))
+    _report(run, store, f"no longer opened by recovery key {recipient}", keyset)
+
+
 def changing(run: Run, name: str, work: Callable[[Store, Record], Coroutine[Any, Any, T]]) -> T:
     """Return what some work on an opened store returns, given a way to write into its table."""
     from sovstore.store import Store
@@ -147,9 +161,7 @@ def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> N
     before = tomllib.loads(described.source.read_text(encoding="utf-8"))["stores"][described.name]
     written = dict(settings)
     if isinstance(recovery := written.get("recovery"), list):
-        # Those that stand there stay as they are written, relative to the file perhaps.
-        kept = before.get("recovery", [])
-        written["recovery"] = [*kept, *(file for file in recovery[len(described.recovery) :] if file not in kept)]
+        written["recovery"] = _recovery_files(described, before.get("recovery", []), recovery)
     for key in written.keys() - {"recovery"}:
         found = before.get(key, [] if key != "kek" else None)
         mine = getattr(described, key)
@@ -159,6 +171,16 @@ def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> N
             message = f"{described.source}: {key!r} of store {described.name!r} was changed meanwhile"
             raise ConfigError(message, path=str(described.source), hint=hint)
     config.write_settings(described.source, described.name, written, replaces={key: before.get(key) for key in written})
+
+
+def _recovery_files(described: StoreConfig, found: list[str], wanted: list[str]) -> list[str]:
+    """Return the list to write: what stands there stays as it is written, relative to the file perhaps."""
+    assert described.source is not None  # noqa: S101  # `_refuse_variables` saw to it
+    base = described.source.parent
+    absolute = {file: str((base / Path(file).expanduser()).absolute()) for file in found}
+    # Also what another command wrote there meanwhile.
+    kept = [file for file in found if absolute[file] in wanted or absolute[file] not in described.recovery]
+    return [*kept, *(file for file in wanted if file not in absolute.values())]
 
 
 def _report(run: Run, name: str, what: str, keyset: Keyset) -> None:

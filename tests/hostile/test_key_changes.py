@@ -222,11 +222,11 @@ def test_an_epoch_that_is_destroyed_while_it_becomes_primary(site: Site, monkeyp
     async def work(store: Any) -> None:
         real = store.change_keyset
 
-        async def overtaken(what: str, alter: Any, **options: Any) -> Any:
-            if what == "promote-epoch":
+        async def overtaken(change: Any, **options: Any) -> Any:
+            if change.what == "promote-epoch":
                 made = (await store.keyset(reload=True)).epochs[-1].id
                 await asyncio.to_thread(other._sync, lambda: rotation.destroy_epoch(other.store, made))
-            return await real(what, alter, **options)
+            return await real(change, **options)
 
         monkeypatch.setattr(store, "change_keyset", overtaken)
         await rotation.new_epoch(store)
