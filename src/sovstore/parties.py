@@ -21,6 +21,7 @@ from sovstore.backends import providers
 from sovstore.backends.providers import NOBODY, UNKNOWN, Fact, Provider
 from sovstore.config_store import StoreConfig
 from sovstore.errors import ConfigError
+from sovstore.kms import registry
 from sovstore.kms.settings import TAKES, Service, service_of
 
 #: What rules rest on. Facts of a controller, in the order in which they are explained.
@@ -177,9 +178,9 @@ def _hosts(uri: str) -> tuple[str, ...]:
 def shown(uri: str) -> str:
     """Return a key URI for people, or its scheme alone where the rest may be a secret in the wrong place."""
     scheme, _, rest = uri.partition(":")
-    return (
-        uri if scheme in TAKES and _is_plain(uri, rest.partition("?")[0]) else f"{scheme if scheme in TAKES else ''}:…"
-    )
+    if scheme in TAKES and _is_plain(uri, rest.partition("?")[0]):
+        return uri
+    return f"{scheme if scheme in TAKES or registry.is_refused(scheme) else ''}:…"
 
 
 def _is_plain(uri: str, path: str) -> bool:

@@ -24,6 +24,11 @@ _DRIVERS = {
 _REFUSED = ("awskms", "aws-kms", "arn", "gcpkms", "gcp-kms", "azurekeyvault")
 
 
+def is_refused(scheme: str) -> bool:
+    """Return whether no policy allows key URIs of a scheme."""
+    return scheme.lower() in _REFUSED
+
+
 def refusal(uri: str) -> PolicyError | None:
     """Return the error for a key URI whose scheme no policy allows; None for any other.
 
@@ -33,7 +38,7 @@ def refusal(uri: str) -> PolicyError | None:
         When the scheme is unknown.
     """
     scheme, colon, _ = uri.partition(":")
-    if scheme.lower() in _REFUSED:
+    if is_refused(scheme):
         return PolicyError(
             f"{scheme}: the key would be held by a company under US law, which can be ordered to use it",
             path=scheme,
