@@ -136,7 +136,7 @@ class Module:
         from pkcs11 import PKCS11Error, TokenNotPresent, TokenNotRecognised
 
         found, error = [], None
-        for slot in self.library().get_slots():
+        for slot in self.cryptoki().get_slots():
             try:
                 found.append(slot.get_token())
             except (TokenNotPresent, TokenNotRecognised):
@@ -146,7 +146,7 @@ class Module:
                 error = exc
         return found, error
 
-    def library(self) -> Any:
+    def cryptoki(self) -> Any:
         """Return the library, initialised in this process."""
         ended = self._library not in (None, self._functions) and not self._library.initialized
         if self._library is None or ended or self._stale:
