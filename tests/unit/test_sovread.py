@@ -116,7 +116,8 @@ def test_generator_reproduces_the_vectors():
 
 
 def test_every_file_of_vectors_is_loaded():
-    found = {str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.rglob("*.json")}
+    # Those of KMIP are messages of a service, and no part of the format.
+    found = {str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.rglob("*.json") if p.parent.name != "kmip"}
     assert found == set(COUNTS)
 
 
