@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -22,6 +21,7 @@ from sovstore.config_policy import Policy
 from sovstore.config_secrets import has_password
 from sovstore.errors import ConfigError
 from sovstore.kms.settings import Service, absolute
+from sovstore.kms.uri import is_loopback
 
 _HEX = re.compile(r"[0-9a-f]+")
 #: Provider of a root that is a URL, where it is not any other fsspec filesystem.
@@ -398,18 +398,11 @@ def _check_plain_http(values: Mapping[str, Any], provider: Provider, where: str)
     That is a SAS or bearer token of Azure. A signature of S3 does not give the key away; `sovstore check` reports it.
     """
     parts = urlsplit(values["endpoint"])
-    if provider.driver != "azure" or parts.scheme != "http" or _is_loopback(parts.hostname or ""):
+    if provider.driver != "azure" or parts.scheme != "http" or is_loopback(parts.hostname or ""):
         return
     if values.get("options", {}).get("allow_http") is not True:
         hint = "write https://; on a network that nobody else reads, options = { allow_http = true }"
         raise ConfigError(f"{where}: 'endpoint' would send tokens in clear, over http://", path=where, hint=hint)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _endpoint(given: str | None, region: str | None, account: str | None, provider: Provider, where: str) -> str | None:
