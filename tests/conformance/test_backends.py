@@ -12,7 +12,7 @@ import pytest
 from sovstore.backends.base import Backend, Place
 from sovstore.backends.providers import catalogue
 from sovstore.backends.registry import open_backend as registry_open
-from sovstore.testing import BackendTests
+from sovstore.testing import BackendTests, HostileBackend
 from tests.servers.facts import CEPH, MOTO
 
 
@@ -34,6 +34,15 @@ class TestMemory(BackendTests):
     @pytest.fixture
     def open_backend(self) -> Callable[[], Backend]:
         return _opener("memory", "/root")
+
+
+class TestHostile(BackendTests):
+    """The hostile host, as long as nobody tells it to lie: what the attacks change is all that is wrong with it."""
+
+    @pytest.fixture
+    def open_backend(self) -> Callable[[], Backend]:
+        host = HostileBackend()
+        return lambda: host
 
 
 class TestGenericOnFile(BackendTests):

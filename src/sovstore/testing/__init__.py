@@ -1,7 +1,8 @@
-"""Conformance suites that drivers, here and elsewhere, subclass. Needs pytest."""
+"""Conformance suites that drivers, here and elsewhere, subclass, and a host that lies. The suites need pytest."""
 
 from sovstore.testing.backend import BackendTests
+from sovstore.testing.hostile import HostileBackend, Request, hostile_hosts
 from sovstore.testing.suite import Suite
 from sovstore.testing.wrapping_key import WrappingKeyTests
 
-__all__ = ["BackendTests", "Suite", "WrappingKeyTests"]
+__all__ = ["BackendTests", "HostileBackend", "Request", "Suite", "WrappingKeyTests", "hostile_hosts"]
