@@ -66,6 +66,8 @@ class StoreConfig:
         How long it may be used beyond that while the KMS cannot be reached.
     names : str
         ``encrypted`` or ``plain``.
+    freshness : str
+        ``pinned``: an older version of an object than one seen on this machine is refused; ``unchecked`` without.
     store_id : str or None
         32 hexadecimal digits; written by ``sovstore init``.
     auth_fingerprint : str or None
@@ -116,6 +118,7 @@ class StoreConfig:
     cache: str = "1h"
     grace: str = "0s"
     names: str = "encrypted"
+    freshness: str = "unchecked"
     store_id: str | None = None
     auth_fingerprint: str | None = None
     recovery: tuple[str, ...] = ()
@@ -310,6 +313,7 @@ def _provider(values: dict[str, Any], known: Mapping[str, Provider], where: str)
 def _check_made(values: Mapping[str, Any], where: str) -> None:
     """Check what is settled when a store is made."""
     _choice(values.get("names", "encrypted"), ("encrypted", "plain"), "names", where)
+    _choice(values.get("freshness", "unchecked"), ("unchecked", "pinned"), "freshness", where)
     for key, length in (("store_id", 32), ("auth_fingerprint", 64)):
         if key in values and (len(values[key]) != length or not _HEX.fullmatch(values[key])):
             hint = "copy it from where the store was made"

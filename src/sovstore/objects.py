@@ -99,8 +99,8 @@ class ObjectReader:
         Its plaintext bytes.
     stat : Stat
         What the host said of it when it was opened.
-    header : bytes
-        Its 128 bytes.
+    header, version : bytes
+        Its 128 bytes, and the 56 in front of its body.
     """
 
     def __init__(
@@ -109,12 +109,15 @@ class ObjectReader:
         path: str,
         stat: Stat,
         header: bytes,
+        version: bytes,
         opener: ChunkOpener,
         cached: list[_Cached],
     ) -> None:
         self.path = path
         self.stat = stat
         self.header = header
+        #: The 56 bytes in front of the body: they are other ones at each write, and stay when a header is replaced.
+        self.version = version
         self.plain_size = plain_size(stat.size, what=path)
         self._backend, self._opener, self._cached = backend, opener, cached
         #: Awaited before the host is asked for more; raises when the keys of the store may be used no longer.
@@ -171,7 +174,8 @@ class ObjectReader:
             cached.append(_Cached(start, tail))
         else:
             dek = await unwrap(path, header)
-        reader = cls(backend, path, stat, header, body_opener(dek, first[HEADER:OVERHEAD], what=path), cached)
+        version = bytes(first[HEADER:OVERHEAD])
+        reader = cls(backend, path, stat, header, version, body_opener(dek, version, what=path), cached)
         end = range(last, last + 1)
         reader._open_span(end, cached[-1].slice(end))
         return reader
@@ -322,8 +326,11 @@ class ObjectWriter:
         self._buffers = [bytearray(), bytearray()]
         self._open = True
         self._pid = os.getpid()
+        self._first = bytearray()
         #: Awaited before the object is made visible; raises when nobody could read it any more.
         self.may_end: Callable[[], Awaitable[object]] | None = None
+        #: Awaited with the 56 bytes in front of the body when the object is visible.
+        self.ended: Callable[[bytes], Awaitable[object]] | None = None
         _unfinished.add(self)
 
     def seal(self, plain: bytes | bytearray | memoryview) -> memoryview:
@@ -363,6 +370,8 @@ class ObjectWriter:
             raise StoreError(f"{self.path}: the write was given up", path=self.path)
         if not sealed:
             return
+        if len(self._first) < OVERHEAD:
+            self._first += sealed[: OVERHEAD - len(self._first)]
         try:
             with named(self.path, self._name):
                 await self._upload.write(sealed)
@@ -397,6 +406,8 @@ class ObjectWriter:
             raise
         self._open = False
         _unfinished.discard(self)
+        if self.ended is not None:
+            await self.ended(bytes(self._first[HEADER:]))
 
     def forget(self) -> None:
         """Give the write up without waiting, where nothing can be awaited any more."""

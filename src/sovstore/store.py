@@ -6,11 +6,10 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Any, NoReturn
 
 from sovstore.backends.base import Backend, Stat
@@ -37,6 +36,7 @@ from sovstore.keysets import read_only
 from sovstore.kms.base import Access
 from sovstore.listing import Decoder
 from sovstore.objects import ObjectReader, ObjectWriter, named
+from sovstore.pins import Pins
 from sovstore.secret import Secret
 
 _log = logging.getLogger("sovstore")
@@ -113,6 +113,7 @@ class Store:
         self.config = config
         self.access = access
         self._held = HeldKeys(config, access, recovery_key)
+        self._pins: Pins | None = None
         self._foreign: set[str] = set()
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _PerLoop] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
@@ -198,6 +199,8 @@ class Store:
     async def close(self) -> None:
         """Forget the keys and close the connections of this loop and to the KMS."""
         await asyncio.to_thread(self._held.close)
+        if self._pins is not None:
+            self._pins.close()
         state = self._loops.pop(asyncio.get_running_loop(), None)
         if state is not None:
             await state.backend.close()
@@ -243,6 +246,34 @@ class Store:
         ObjectNotFoundError, IsFolderError, FormatError, IntegrityError
             When it is not there, or not authentic.
         """
+        since = await self._moment()
+        reader = await self._open(path, whole=whole)
+        if self._pins is not None:
+            await asyncio.to_thread(self._pins.check, path, reader.version, since)
+        return reader
+
+    async def accept(self, path: str) -> None:
+        """Take the version that the host serves now for the newest one, where ``freshness`` is ``pinned``.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError, FormatError, IntegrityError
+            As `reader`: it is authentic all the same.
+        """
+        await self._moment()
+        reader = await self._open(path, whole=False)
+        if self._pins is not None:
+            await asyncio.to_thread(self._pins.accept, path, reader.version)
+
+    async def _moment(self) -> int:
+        """Return the moment before a request, where versions are pinned: what is noted later is no replay."""
+        if self.config.freshness != "pinned":
+            return 0
+        if self._pins is None:
+            self._pins = Pins(await self.keyset(), self.config.name)
+        return await asyncio.to_thread(self._pins.now)
+
+    async def _open(self, path: str, *, whole: bool) -> ObjectReader:
         name = await self.name(path)
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
@@ -296,6 +327,11 @@ class Store:
         """Yield what is in a folder, or below it; nothing when there is no such folder.
 
         A name that does not decrypt is yielded as foreign and logged, never skipped.
+
+        Raises
+        ------
+        IntegrityError
+            When the host lists what is not in the folder, or would go on for ever.
         """
         names = await self._names()
         folder = names.encode(path)
@@ -311,6 +347,8 @@ class Store:
             inner = stat.name.removeprefix(f"{folder}/") if folder else stat.name
             if (folder and inner == stat.name) or (not recursive and "/" in inner):
                 raise IntegrityError(f"{path}: the host listed {stat.name!r}, which is not in this folder", path=path)
+            if not decoder.is_new(stat.name, folder=stat.folder):
+                continue
             plain, foreign = decoder.decode(stat.name)
             if foreign and len(self._foreign) < _MOST_FOREIGN:
                 self._foreign.add(plain)
@@ -349,7 +387,18 @@ class Store:
             upload = await state.backend.upload(name, create=create, size=wire_size)
         writer = ObjectWriter(upload, path, name, header, dek)
         # A write may take longer than keys are held, and than anybody waited before an epoch was destroyed.
-        writer.may_end = partial(self._check_epoch, path, header_key_id(header, what=path))
+        key_id, since = header_key_id(header, what=path), 0
+
+        async def may_end() -> None:
+            nonlocal since
+            await self._check_epoch(path, key_id)
+            since = await self._moment()
+
+        async def ended(version: bytes) -> None:
+            if self._pins is not None:
+                await asyncio.to_thread(self._pins.wrote, path, version, since)
+
+        writer.may_end, writer.ended = may_end, ended
         return writer
 
     async def _check_epoch(self, path: str, key_id: bytes) -> None:
@@ -427,8 +476,11 @@ class Store:
 
     async def _copy(self, reader: ObjectReader, target: str, target_name: str) -> None:
         header = await self._header(target, await self._dek(reader.path, reader.header))
+        since = await self._moment()
         with named(target, target_name), named(reader.path, reader.stat.name):
             await self.backend.copy(reader.stat.name, target_name, head=header, etag=reader.stat.etag)
+        if self._pins is not None:
+            await asyncio.to_thread(self._pins.wrote, target, reader.version, since)
 
     async def move(self, source: str, target: str) -> None:
         """Rename an object: a new header at the new name, checked, before the old name is deleted."""
@@ -442,7 +494,7 @@ class Store:
         if now.etag != reader.stat.etag:
             hint = "both are kept: the copy at the new path, and what was written to the old one meanwhile"
             raise StoreError(f"{source}: changed while it was renamed", path=source, hint=hint)
-        await self.backend.delete([reader.stat.name])
+        await self._delete([(source, reader.stat.name)])
 
     async def key_id(self, entry: Entry) -> bytes:
         """Return the id, 16 bytes, of the epoch that an object says it is sealed under: one small request.
@@ -475,10 +527,17 @@ class Store:
         """Delete objects, then folders, deepest first."""
         await self._writable_name("-")
         chosen = list(entries)
-        await self.backend.delete([e.name for e in chosen if not e.folder])
+        await self._delete([(e.path, e.name) for e in chosen if not e.folder])
         for folder in sorted((e for e in chosen if e.folder), key=lambda entry: -entry.name.count("/")):
             with named(folder.path, f"{folder.name}/"):
                 await self.backend.delete([f"{folder.name}/"])
+
+    async def _delete(self, objects: Sequence[tuple[str, str]]) -> None:
+        """Delete objects by their paths and names."""
+        since = await self._moment()
+        await self.backend.delete([name for _, name in objects])
+        if self._pins is not None:
+            await asyncio.to_thread(self._pins.deleted, [path for path, _ in objects], since)
 
     async def make_folder(self, path: str) -> None:
         """Make a folder where the host has real ones."""

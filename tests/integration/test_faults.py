@@ -202,6 +202,8 @@ def test_now_and_then(behind: Any, factory: Any, faults: Faults, tmp_path: Path)
         Faults(whole_object=True, target=OBJECTS),
         Faults(shorter_by=1, target=OBJECTS),
         Faults(longer_by=1, target=OBJECTS),
+        Faults(packed=0, target=OBJECTS),
+        Faults(packed=1 << 26, target=OBJECTS),
     ],
     ids=lambda faults: faults.kind,
 )

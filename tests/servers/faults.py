@@ -28,6 +28,7 @@ _KINDS = (
     "shorter_by",
     "longer_by",
     "corrupt_at",
+    "packed",
     *sorted(CUTS),
 )
 
@@ -61,6 +62,8 @@ class Faults:
     longer_by: int | None = None
     #: one bit of the byte at this offset of the reply's body
     corrupt_at: int | None = None
+    #: the body as gzip with so many zeros behind it, and a Content-Encoding that says so: a client unpacks it unasked
+    packed: int | None = None
 
     #: which requests, by method and by a pattern searched in the target; and how many of those
     methods: tuple[str, ...] = ("GET",)
@@ -92,8 +95,9 @@ class Faults:
         """Say whether a reply has what the fault would change; a fault that could not be seen is none."""
         if self.kind in {"wrong_content_range", "whole_object"}:
             return reply.status == 206 and reply.get("Content-Range") is not None
-        if self.kind in {"shorter_by", "longer_by", "corrupt_at"}:
-            return reply.status in {200, 206} and (reply.length or 0) > (0 if self.kind == "longer_by" else self.size)
+        if self.kind in {"shorter_by", "longer_by", "corrupt_at", "packed"}:
+            least = self.size if self.kind in {"shorter_by", "corrupt_at"} else 0
+            return reply.status in {200, 206} and (reply.length or 0) > least
         if self.kind in CUTS:
             return reply.length is None or reply.length > self.size
         return self.kind == "lose_reply"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import re
 import socket
 import ssl
@@ -298,6 +299,9 @@ def _rewrite(faults: Faults, reply: Head, content: bytes) -> bytes:
     elif faults.kind == "corrupt_at":
         at = faults.size
         content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    elif faults.kind == "packed":
+        content = gzip.compress(content + bytes(faults.size), 1)
+        reply.put("Content-Encoding", "gzip")
     reply.put("Content-Length", str(len(content)))
     return content
 

@@ -28,6 +28,7 @@ _MODULES = (
     "get",
     "copying",
     "inspection",
+    "accept",
     "providers",
     "policy",
     "check",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from stat import S_ISREG
 from typing import Any
 
@@ -17,16 +18,26 @@ from sovstore.filesystem.reading import Reading
 from sovstore.format.cobblestone import CHUNK
 from sovstore.objects import BLOCK, ObjectWriter
 
+#: What filesystems of hosts take beside the data: s3fs, adlfs and gcsfs, in any case and with or without '_'.
+_METADATA = frozenset(
+    {
+        *("acl", "cachecontrol", "contentdisposition", "contentencoding", "contentlanguage", "contentsettings"),
+        *("contenttype", "fixedkeymetadata", "headers", "metadata", "storageclass", "tagging", "tags"),
+    }
+)
+
 
 class Writing(Reading):
     """The calls that write or open."""
 
     async def _pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
+        _refuse_metadata(path, kwargs)
         await self.store.put(self._strip_own(path), value, create=mode == "create")
 
     async def _put_file(
         self, lpath: str, rpath: str, mode: str = "overwrite", callback: Any = DEFAULT_CALLBACK, **kwargs: Any
     ) -> None:
+        _refuse_metadata(rpath, kwargs)
         rpath = self._strip_own(rpath)
         if os.path.isdir(lpath):
             await self._makedirs(rpath, exist_ok=True)
@@ -75,6 +86,7 @@ class Writing(Reading):
     ) -> SovReader | SovWriter:
         path = self._strip_own(path)
         check_mode(path, mode)
+        _refuse_metadata(path, kwargs)
         if mode == "rb":
             reader = self._sync(self.store.reader, path)
             return SovReader(self, reader, cache_type, block_size=block_size, cache_options=cache_options)
@@ -111,6 +123,7 @@ class Writing(Reading):
         """Open an object for ``await``: read in order (``rb``), or written (``wb``, ``xb``)."""
         path = self._strip_own(path)
         check_mode(path, mode)
+        _refuse_metadata(path, kwargs)
         if mode == "rb":
             return AsyncReader(self, await self.store.reader(path))
         return AsyncWriter(self, await self._new_writer(path, mode))
@@ -127,3 +140,13 @@ class Writing(Reading):
         if not truncate and self.exists(path):
             raise UnsupportedError(f"{path}: exists, and its time cannot be changed alone", path=path)
         self.pipe_file(path, b"")
+
+
+def _refuse_metadata(path: str, options: Collection[str]) -> None:
+    """Refuse what would lie beside the object, in clear: the host is told nothing of it, and vouches for nothing."""
+    for option in options:
+        if option.replace("_", "").lower() in _METADATA:
+            hint = "write it into the data, or into an object beside it"
+            raise UnsupportedError(
+                f"{path}: {option}: a sealed object has no metadata at the host", path=path, hint=hint
+            )

@@ -130,6 +130,11 @@ class Keyset:
         info = b"sovstore/1 auth fingerprint\x00" + self.store_id
         return hkdf_expand(self.auth_key, info, 32).hex()
 
+    @property
+    def pin_key(self) -> Secret:
+        """32 bytes under which a client keeps the paths of its record of versions seen; they never leave it."""
+        return Secret(hkdf_expand(self.auth_key, b"sovstore/1 pins\x00" + self.store_id, KEY))
+
     def next_version(self, *, now: int) -> Keyset:
         """Return the same keys as the next version."""
         return replace(self, version=self.version + 1, created=now)
