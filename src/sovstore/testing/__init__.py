@@ -1,4 +1,4 @@
-"""Conformance suites that drivers, here and elsewhere, subclass, and a host that lies. The suites need pytest."""
+"""Conformance suites that drivers, here and elsewhere, subclass, and a host that lies. Needs pytest."""
 
 from sovstore.testing.backend import BackendTests
 from sovstore.testing.hostile import HostileBackend, Request, hostile_hosts
