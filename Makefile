@@ -25,6 +25,8 @@ AZURITE := tests/servers/azurite
 PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pykmip)
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
+# Not the tests, which start servers, hold dummy passwords and make attacks.
+AUDITED := src tools benchmarks
 TYPED := src benchmarks tests/conftest.py tests/servers $(wildcard tools)
 
 # $(call step,what,commands joined by &&): one line per step; its output is shown only when it fails.
@@ -52,6 +54,7 @@ lint: venv ## Run ruff, mypy and the import contracts
 	$(call step,ruff check,$(BIN)/ruff check --output-format concise)
 	$(call step,ruff format,$(BIN)/ruff format --check --diff)
 	$(call step,mypy,$(BIN)/mypy $(TYPED))
+	$(call step,bandit,$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(AUDITED))
 	$(call step,import contracts,$(BIN)/lint-imports)
 
 pytest: venv
