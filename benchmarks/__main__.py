@@ -32,7 +32,7 @@ def _store(folder: Path) -> SovFileSystem:
         "provider": "local",
         "root": "host",
         "kek": f"keyfile:{folder}/kek",
-        "passphrase_file": "passphrase",
+        "passphrase_file": "passphrase",  # nosec B105  # the name of a file
         "backup": "backup",
     }
     config.write_settings(file, "bench", settings)
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256, help="size of the object")
     parser.add_argument("--rounds", type=int, default=5)
     # Memory, where there is some mounted: a disk would be what is measured.
-    shared = Path("/dev/shm")  # noqa: S108  # a folder of our own is made in it
+    shared = Path("/dev/shm")  # noqa: S108  # nosec B108  # a folder of our own is made in it
     parser.add_argument("--folder", default=shared if shared.is_dir() else None, help="where the store lies")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:

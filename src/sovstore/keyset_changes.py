@@ -73,7 +73,7 @@ async def make(backend: Backend, config: StoreConfig, keks: Keks, change: Change
             except ObjectChangedError:
                 if attempt == _TRIES - 1:
                     raise
-                await asyncio.sleep(random.uniform(0, 0.1 * (attempt + 1)))  # noqa: S311  # no secret
+                await asyncio.sleep(random.uniform(0, 0.1 * (attempt + 1)))  # noqa: S311  # nosec B311  # no secret
             else:
                 outcome, version = "done", keyset.version
                 return keyset

@@ -52,7 +52,7 @@ async def held(backend: Backend, store: str) -> AsyncIterator[None]:
                 message = f"store {store!r}: another client is changing its keyset"
                 raise StoreUnavailableError(message, path=FOLDER, hint=hint)
             # At random, or two clients would see each other for ever.
-            await asyncio.sleep(random.uniform(0.05, 1.0))  # noqa: S311  # no secret
+            await asyncio.sleep(random.uniform(0.05, 1.0))  # noqa: S311  # nosec B311  # no secret
         try:
             async with asyncio.timeout(HOLD_S):
                 yield

@@ -21,7 +21,8 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: bytes) -> None:
-        self._value = bytes(value)
+        # Not `bytes(value)`, which makes a key of 32 zeros of the number 32, and takes a list of numbers.
+        self._value = memoryview(value).tobytes()
 
     def reveal(self) -> bytes:
         """Return the key bytes. Every use of a raw key can be found by this word."""
@@ -43,4 +44,8 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         """Refuse: a key never travels in a pickle."""
+        raise TypeError("a secret cannot be pickled or copied")
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse: since Python 3.11 every object has one, which serialisers other than pickle ask for the value."""
         raise TypeError("a secret cannot be pickled or copied")

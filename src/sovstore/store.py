@@ -427,7 +427,7 @@ class Store:
     async def _header(self, path: str, dek: Secret) -> bytes:
         keyset = await self.keyset()
         primary = keyset.primary
-        assert primary.key is not None  # noqa: S101  # `parse` accepts no primary without a key
+        assert primary.key is not None  # noqa: S101  # nosec B101  # `parse` accepts no primary without a key
         return seal_header(primary.key, keyset.store_id, primary.id, path, dek)
 
     async def _writable_name(self, path: str) -> str:

@@ -98,7 +98,7 @@ class _Backoff(ExponentialRetry):
 
     def get_backoff_time(self, settings: dict[str, Any]) -> float:
         longest = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** settings["count"])
-        return random.uniform(longest / 4, longest)  # noqa: S311  # spreads clients out, protects nothing
+        return random.uniform(longest / 4, longest)  # noqa: S311  # nosec B311  # spreads clients out, protects nothing
 
 
 class _Refused(Exception):  # noqa: N818  # never leaves this driver: `AzureClient.mapped` gives it a name

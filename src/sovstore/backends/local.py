@@ -331,7 +331,7 @@ class _LocalUpload(Upload):
 
     def copy_from(self, descriptor: int, start: int, end: int) -> None:
         """Append bytes [start, end) of an open file, inside the system."""
-        assert self._descriptor is not None  # noqa: S101  # only `_copy` calls this, on an upload that it just made
+        assert self._descriptor is not None  # noqa: S101  # nosec B101  # only `_copy` calls this, on one it just made
         with _mapped(self._name):
             try:
                 while start < end and (n := os.copy_file_range(descriptor, self._descriptor, end - start, start)):

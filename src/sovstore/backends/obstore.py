@@ -165,7 +165,7 @@ class ObstoreBackend(LoopBackend):
             except StoreUnavailableError as exc:
                 if wait is None or not _is_broken_reply(exc):
                     raise
-                await asyncio.sleep(random.uniform(0, wait))  # noqa: S311  # not a secret
+                await asyncio.sleep(random.uniform(0, wait))  # noqa: S311  # nosec B311  # not a secret
         raise AssertionError  # the last round returns or raises
 
     async def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:

@@ -64,7 +64,7 @@ class Stream(PartUpload):
 
     async def _put(self, body: Body, size: int) -> None:
         del size
-        assert isinstance(body, bytearray)  # noqa: S101  # no part is larger than `obstore.LARGEST_PART`
+        assert isinstance(body, bytearray)  # noqa: S101  # nosec B101  # no part is larger than `obstore.LARGEST_PART`
         await self._host.put(self.name, body, create=False, if_match=None)
 
     async def _begin(self) -> None:
@@ -81,7 +81,7 @@ class Stream(PartUpload):
 
     async def _send(self, number: int, body: Body, size: int) -> None:
         del number
-        assert isinstance(body, bytearray)  # noqa: S101  # no part is larger than `obstore.LARGEST_PART`
+        assert isinstance(body, bytearray)  # noqa: S101  # nosec B101  # no part is larger than `obstore.LARGEST_PART`
         loop = asyncio.get_running_loop()
         sent, view = loop.create_future(), memoryview(body)
         # object_store does not copy a whole part, and lets go of it when the host has it: that frees the slot, so that

@@ -164,7 +164,7 @@ class S3Upload(PartUpload):
                     raise
                 condition = {}
             # Two conditional writes at once: the host decides neither, and wants to be asked again.
-            await asyncio.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311  # not a secret
+            await asyncio.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311  # nosec B311  # not a secret
         raise StoreUnavailableError(f"{self.name}: other writers of it are in the way", path=self.name)
 
     async def _condition(self, operation: str) -> dict[str, str]:

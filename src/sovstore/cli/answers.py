@@ -22,11 +22,11 @@ _STDIN_MAX = 64 * 1024
 #: How a person is asked for a value.
 _PROMPTS = {
     "access_key_id": "access key id",
-    "secret_access_key": "secret access key",
-    "session_token": "session token (empty if there is none)",
+    "secret_access_key": "secret access key",  # nosec B105  # a prompt
+    "session_token": "session token (empty if there is none)",  # nosec B105  # a prompt
     "connection_string": "connection string",
     "account_key": "account key",
-    "sas_token": "SAS token",
+    "sas_token": "SAS token",  # nosec B105  # a prompt
 }
 #: No secrets: mistyped unseen, they would be hard to find.
 _SHOWN = ("access_key_id",)
@@ -37,7 +37,7 @@ class With(StrEnum):
 
     CONNECTION_STRING = "connection-string"
     ACCOUNT_KEY = "account-key"
-    SAS_TOKEN = "sas-token"  # noqa: S105  # the name of a choice
+    SAS_TOKEN = "sas-token"  # noqa: S105  # nosec B105  # the name of a choice
 
     @property
     def value_name(self) -> str:

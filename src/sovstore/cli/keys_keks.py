@@ -157,7 +157,7 @@ def _refuse_variables(described: StoreConfig) -> None:
 def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> None:
     from sovstore import config
 
-    assert described.source is not None  # noqa: S101  # `_refuse_variables` saw to it
+    assert described.source is not None  # noqa: S101  # nosec B101  # `_refuse_variables` saw to it
     before = tomllib.loads(described.source.read_text(encoding="utf-8"))["stores"][described.name]
     written = dict(settings)
     if isinstance(recovery := written.get("recovery"), list):
@@ -175,7 +175,7 @@ def _write(described: StoreConfig, settings: Mapping[str, str | list[str]]) -> N
 
 def _recovery_files(described: StoreConfig, found: list[str], wanted: list[str]) -> list[str]:
     """Return the list to write: what stands there stays as it is written, relative to the file perhaps."""
-    assert described.source is not None  # noqa: S101  # `_refuse_variables` saw to it
+    assert described.source is not None  # noqa: S101  # nosec B101  # `_refuse_variables` saw to it
     base = described.source.parent
     absolute = {file: str((base / Path(file).expanduser()).absolute()) for file in found}
     # Also what another command wrote there meanwhile.

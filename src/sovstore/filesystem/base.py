@@ -154,7 +154,7 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         loop = self.loop
-        assert loop is not None  # noqa: S101  # only the files of sync instances call this
+        assert loop is not None  # noqa: S101  # nosec B101  # only the files of sync instances call this
         return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def close(self) -> Any:

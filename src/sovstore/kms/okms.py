@@ -32,7 +32,7 @@ _EXAMPLE = "okms://eu-west-par/OKMS-ID/KEY-ID"
 _REGION = re.compile(r"[a-z]+-[a-z]+-[a-z0-9]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 #: Variable of the service's own command line.
-_TOKEN = "KMS_RESTAPI_TOKEN"  # noqa: S105  # the name of a variable
+_TOKEN = "KMS_RESTAPI_TOKEN"  # noqa: S105  # nosec B105  # the name of a variable
 
 #: otherName of a certificate that says which OKMS it is for.
 _UPN = x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3")
