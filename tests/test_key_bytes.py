@@ -61,6 +61,7 @@ KEYS: dict[str, tuple[set[str], str]] = {
         "is the private half of a recovery key; seals and unseals the KSK",
     ),
     "keysets": ({"Secret", "reveal", "unseal", "unwrap", "wrap"}, "takes the KSK to and from the KEK"),
+    "pins": ({"mac", "reveal"}, "digests of paths, under a key that is derived for them alone"),
     "kms.base": ({"_decrypt", "_encrypt", "defines kek"}, "puts the context behind the KSK and takes it off again"),
     "kms.eviden": ({"defines kek", "reveal"}, "sends the KSK to the service; its token travels in a header"),
     "kms.keyfile": ({"Secret", "cipher", "random"}, "makes a KEK, and opens it by a passphrase"),
