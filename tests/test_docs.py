@@ -21,7 +21,7 @@ from tests import snippets
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 13), ("docs/configuration.md", 5)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 13), ("docs/configuration.md", 7)])
 def test_snippets_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOVSTORE_PASSPHRASE", "of the documentation tests")
     if page != "README.md":

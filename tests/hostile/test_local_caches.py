@@ -304,14 +304,16 @@ def test_a_folder_between_a_cache_and_its_store_is_seen_when_it_is_written(place
     assert not open_fs(file).exists("new.csv")
 
 
-def test_what_a_cache_kept_from_before_is_refused_too(place: Any) -> None:
+@pytest.mark.parametrize("name", ["simplecache", "filecache", "blockcache", "open_local", "open_files"])
+def test_what_a_cache_kept_from_before_is_refused_too(place: Any, name: str) -> None:
     file = place.make("allow")
-    fs = SimpleCacheFileSystem(fs=open_fs(file), cache_storage=str(place.cache))
-    assert fs.cat(NAME) == CONTENT
+    READS[name](place)
     set_policy(file, "refuse")
+    with pytest.raises(PolicyError):
+        READS[name](place)
     fs = SimpleCacheFileSystem(fs=open_fs(file), cache_storage=str(place.cache))
     with pytest.raises(PolicyError):
-        fs.cat(NAME)
+        fs.open(NAME)
 
 
 # Generic copies
