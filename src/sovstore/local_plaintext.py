@@ -4,8 +4,8 @@ fsspec does not tell a filesystem for whom it reads: a cache and a person make t
 handed out, the calling frames are looked at (docs/adr/0011), and only where the policy says more than ``allow``. A
 frame is a layer's by the class of its ``self``, so classes derived from those of fsspec count too.
 
-What this cannot see: whoever reads bytes and writes them somewhere by other means, and a cache over a filesystem that
-moves calls to another thread before they come here, unless the cache made the two itself.
+What this cannot see: whoever reads bytes and writes them somewhere by other means; a cache that reads in threads of its
+own; and one over a filesystem that moves calls to another thread before they come here, unless the cache made it.
 """
 
 from __future__ import annotations
