@@ -65,8 +65,7 @@ def hold_caller(store: StoreConfig) -> None:
 def hold_target(store: StoreConfig) -> None:
     """Hold who has just made, or found, the filesystem of a store to read from it; otherwise as `hold`.
 
-    A generic copy of several objects drops the errors of each, so it is refused where it asks for its filesystems: when
-    it has that of its source, and not yet that of its target.
+    A generic copy of several objects drops the errors of each, so it is refused where it asks for its filesystems.
     """
     for frame in _above(sys._getframe(1)):
         if (name := _cache(frame)) is not None:
@@ -133,5 +132,5 @@ def _resolves_a_source(frame: FrameType, store: str) -> bool:
     found = frame.f_back.f_locals
     target = found.get("path2", found.get("url2"))
     first = target[0] if isinstance(target, list | tuple) and target else target
-    # Within a store it has the store copy ciphertext. The source is asked for first: "fs" is what it becomes.
-    return "fs" not in found and not f"{first}/".startswith(f"sov://{store}/")
+    # Within a store it has the store copy ciphertext; and when it is the target that is asked for, that is in it too.
+    return not f"{first}/".startswith(f"sov://{store}/")

@@ -20,6 +20,7 @@ from typing import Any
 import fsspec
 import fsspec.generic
 import pytest
+from fsspec.caching import MMapCache
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.cached import CachingFileSystem, SimpleCacheFileSystem, WholeFileCacheFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
@@ -48,6 +49,17 @@ class Own(SimpleCacheFileSystem):
     """A cache of somebody else's."""
 
     protocol = "own-cache"
+
+
+class OwnBlocks(CachingFileSystem):
+    """A cache of blocks of somebody else's, that asks for a file and for nothing before."""
+
+    protocol = "own-blocks"
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        file = self.fs._open(path, mode)
+        file.cache = MMapCache(file.blocksize, file._fetch_range, file.size, os.path.join(self.storage[-1], "blocks"))
+        return file
 
 
 class OwnCopier(fsspec.generic.GenericFileSystem):
@@ -236,6 +248,7 @@ READS = {
     "simplecache, awaited": awaited(SimpleCacheFileSystem, cat_file),
     "filecache, awaited ranges": awaited(WholeFileCacheFileSystem, cat_ranges),
     "somebody else's": through(Own, lambda fs: fs.cat(NAME)),
+    "somebody else's, of blocks": through(OwnBlocks, lambda fs: read(fs.open(NAME))),
     "unpickled": unpickled,
     "over a folder": over_folder,
     "over an archive": over_archive,
