@@ -248,7 +248,7 @@ READS = {
     "simplecache, awaited": awaited(SimpleCacheFileSystem, cat_file),
     "filecache, awaited ranges": awaited(WholeFileCacheFileSystem, cat_ranges),
     "somebody else's": through(Own, lambda fs: fs.cat(NAME)),
-    "somebody else's, of blocks": through(OwnBlocks, lambda fs: read(fs.open(NAME))),
+    "somebody else's, of blocks": through(OwnBlocks, lambda fs: read(fs._open(NAME))),
     "unpickled": unpickled,
     "over a folder": over_folder,
     "over an archive": over_archive,
