@@ -94,6 +94,9 @@ def _act(store: StoreConfig, name: str, module: str) -> None:
 
 
 def _above(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those that lead to it; none where no layer was ever imported, and so none can be among them."""
+    if _CACHED not in sys.modules and _GENERIC not in sys.modules:
+        return
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -108,9 +111,11 @@ def _self(frame: FrameType) -> object:
 
 
 def _is_one(found: object, module: str, *names: str) -> bool:
-    # Not `isinstance`, which would run code of a proxy. What was never imported calls nobody.
-    classes = [vars(sys.modules[module]).get(name) for name in names] if module in sys.modules else []
-    return found is not None and issubclass(type(found), tuple(one for one in classes if isinstance(one, type)))
+    if found is None or module not in sys.modules:
+        return False
+    classes = [vars(sys.modules[module]).get(name) for name in names]
+    # Not `isinstance`, which would run code of a proxy.
+    return issubclass(type(found), tuple(one for one in classes if isinstance(one, type)))
 
 
 def _cache(frame: FrameType) -> str | None:
