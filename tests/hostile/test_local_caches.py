@@ -153,12 +153,18 @@ def through(kind: Any, work: Any) -> Any:
     return lambda place: work(on_it(kind)(place))
 
 
+def ranges_of(found: Any) -> Any:
+    if isinstance(found[0], AttributeError) and fsspec.__version__ < "2026.9":
+        pytest.skip("caches of this fsspec cannot read ranges, of any filesystem")
+    return found[0]
+
+
 async def cat_file(layer: Any) -> bytes:
     return bytes(await layer._cat_file(NAME))
 
 
 async def cat_ranges(layer: Any) -> Any:
-    return (await layer._cat_ranges([NAME], [0], [100]))[0]
+    return ranges_of(await layer._cat_ranges([NAME], [0], [100]))
 
 
 def awaited(kind: Any, work: Any) -> Any:
@@ -242,7 +248,7 @@ READS = {
     "filecache, compressed": lambda place: read(
         WholeFileCacheFileSystem(fs=opened(), cache_storage=str(place.cache), compression="zip").open(ARCHIVE)
     ),
-    "simplecache, cat_ranges": through(SimpleCacheFileSystem, lambda fs: fs.cat_ranges([NAME], [0], [99])[0]),
+    "simplecache, cat_ranges": through(SimpleCacheFileSystem, lambda fs: ranges_of(fs.cat_ranges([NAME], [0], [99]))),
     "simplecache, cat_file": through(SimpleCacheFileSystem, lambda fs: fs.cat_file(NAME, 5, 99)),
     "simplecache, head": through(SimpleCacheFileSystem, lambda fs: fs.head(NAME, 99)),
     "simplecache, awaited": awaited(SimpleCacheFileSystem, cat_file),
