@@ -30,6 +30,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "separate_from_storage": (REFUSE, WARN_IN_EU, WARN, ALLOW),
     "protection_level": LEVELS,
     "plain_names": (REFUSE, WARN, ALLOW),
+    "local_plaintext": (REFUSE, WARN, ALLOW),
     "stale_facts": (REFUSE, WARN, ALLOW),
 }
 #: Rules whose setting says what is right: what is done about the rest stands in ``on_violation``.
@@ -62,6 +63,8 @@ class Policy:
         ``software`` or ``hsm``: the least that the service must declare.
     plain_names : str
         What to do about readable names at a host outside the European Union.
+    local_plaintext : str
+        What to do about layers of fsspec that keep plaintext on a disk of this machine.
     max_age : str
         Days after which a fact is stale, as ``365d``.
     stale_facts : str
@@ -81,6 +84,7 @@ class Policy:
     separate_from_storage: str = WARN_IN_EU
     protection_level: str = LEVELS[0]
     plain_names: str = REFUSE
+    local_plaintext: str = ALLOW
     max_age: str = "365d"
     stale_facts: str = WARN
     on_violation: Mapping[str, str] = field(default_factory=lambda: _ACTIONS)

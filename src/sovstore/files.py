@@ -21,6 +21,7 @@ from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.caching import BaseCache
 from fsspec.spec import AbstractBufferedFile
 
+from sovstore import local_plaintext
 from sovstore.errors import UnsupportedError
 from sovstore.format.cobblestone import CHUNK
 from sovstore.objects import BLOCK, ObjectReader, ObjectWriter
@@ -146,6 +147,25 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         """What ``fs.info`` says of the object that was opened."""
         info: dict[str, Any] = self.fs._describe(self.path, self._reader.stat)
         return info
+
+
+class WatchedReader(SovReader):
+    """A sealed object opened for reading, where the policy says something of layers that keep plaintext.
+
+    A file may be handed to such a layer when it is open already; an archive in a store is read so.
+    """
+
+    def read(self, length: int | None = -1) -> bytes:
+        """Return up to `length` bytes; all that are left without it.
+
+        Raises
+        ------
+        PolicyError
+            When they would be kept on this machine, and the policy refuses that.
+        """
+        local_plaintext.hold(self.fs.store.config)
+        data: bytes = super().read(length)
+        return data
 
 
 class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types

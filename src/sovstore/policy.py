@@ -17,7 +17,7 @@ from sovstore.errors import PolicyError
 from sovstore.kms.settings import service_of
 from sovstore.rules import OK, RULES, Finding
 
-__all__ = ["OK", "REFUSE", "RULES", "WARN", "Finding", "declaration", "enforce", "evaluate"]
+__all__ = ["OK", "REFUSE", "RULES", "WARN", "Finding", "act", "declaration", "enforce", "evaluate"]
 
 _log = logging.getLogger("sovstore")
 
@@ -65,7 +65,18 @@ def enforce(store: StoreConfig, *, keks: Iterable[str] | None = None, today: dat
     """
     day = today or datetime.now(UTC).date()
     named = [store.kek, *store.other_keks, *store.old_keks] if keks is None else list(keks)
-    findings = _findings(store, named, day)
+    act(store, _findings(store, named, day))
+
+
+def act(store: StoreConfig, findings: Iterable[Finding]) -> None:
+    """Do what findings ask for: refuse, or log a warning, once per process.
+
+    Raises
+    ------
+    PolicyError
+        As `enforce`.
+    """
+    findings = list(findings)
     refusals = [finding for finding in findings if finding.action == REFUSE]
     if refusals:
         raise _error(store, refusals)
@@ -104,7 +115,7 @@ def _findings(store: StoreConfig, keks: Sequence[str], today: date) -> list[Find
     found = [finding for uri in dict.fromkeys(keks) for finding in rules.of_key(store, uri, host, today)]
     # A key on this machine is separate from any other host, whoever that is: no fact of the host is needed.
     compared = any(finding.rule == "separate_from_storage" and finding.value != "self" for finding in found)
-    return [*found, *rules.of_host(store, host, today, compared=compared)]
+    return [*found, *rules.of_host(store, host, today, compared=compared), rules.of_machine(store)]
 
 
 def declaration(store: StoreConfig, kek: str, today: date) -> str:

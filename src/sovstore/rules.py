@@ -31,6 +31,7 @@ RULES: Mapping[str, str] = {
     "host_technology": "where the software of the host comes from",
     "plain_names": "readable names only at a host in the European Union",
     "stale_facts": "the facts are not older than max_age",
+    "local_plaintext": "plaintext that layers of fsspec keep on this machine",
 }
 #: The fact that a rule about countries rests on.
 _FACT = {"jurisdiction": "jurisdiction", "parent": "parent_jurisdiction", "technology": "technology"}
@@ -127,7 +128,7 @@ class _Case:
     store: StoreConfig
     subject: str
     party: Party
-    today: date
+    today: date = date.min
     uri: str = ""
 
     def finding(self, rule: str, action: str, name: str, message: str, hint: str | None = None) -> Finding:
@@ -326,6 +327,42 @@ def _plain_names(case: _Case) -> Finding:
     message = f"{host.name} reads all names, and is outside the EU or nobody says where"
     hint = 'make the store with names = "encrypted"; names often say as much as data'
     return case.finding(rule, OK if asked == ALLOW else asked, "jurisdiction", message, hint)
+
+
+# This machine
+
+_LOCAL = "local_plaintext"
+_MINE = Fact("self", "what is read is read on this machine", None)
+_LAYERS = "caches and generic copies of fsspec"
+_WHAT_LAYERS_MAY = {
+    ALLOW: f"{_LAYERS} may keep plaintext on this machine: its own user",
+    WARN: f"{_LAYERS} that keep plaintext on this machine are warned of when they are used",
+    REFUSE: f"{_LAYERS} that keep plaintext on this machine are refused when they are used",
+}
+
+
+def of_machine(store: StoreConfig) -> Finding:
+    """Return what the rules say of the machine that reads; what is used there, only its use can tell."""
+    case = _Case(store, "this machine", Party("this machine", {"controller": _MINE}, here=True))
+    return case.finding(_LOCAL, OK, "controller", _WHAT_LAYERS_MAY[store.policy.local_plaintext])
+
+
+def of_layer(store: StoreConfig, name: str, module: str) -> Finding:
+    """Return what the rules say of a layer that is about to keep plaintext of a store on this machine.
+
+    Parameters
+    ----------
+    name, module : str
+        What the layer is called in Python, and where it is from.
+    """
+    asked = store.policy.local_plaintext
+    case = _Case(store, "this machine", Party(name, {"layer": Fact(name, module, None)}))
+    hint = (
+        "read sov:// without it, or fetch with get to a place that you choose;"
+        f" or set {_LOCAL} in [policy] or [stores.{store.name}.policy]: {REFUSE}, {WARN}, {ALLOW}"
+    )
+    message = f"{name} would keep plaintext on a disk of this machine"
+    return case.finding(_LOCAL, OK if asked == ALLOW else asked, "layer", message, hint)
 
 
 # Ages

@@ -90,7 +90,13 @@ ok  host_parent  this machine: its own user  [3]
 ok  host_technology  this machine: its own user  [3]
 ok  plain_names  this machine: its own user  [3]
 
-1 refuse, 1 warn, 8 ok
+this machine
+
+result  rule  because  fact
+─
+ok  local_plaintext  caches and generic copies of fsspec may keep plaintext on this machine: its own user  [4]
+
+1 refuse, 1 warn, 9 ok
 """
     )
     rules, _, facts = rest.partition("\nfacts, when they were true, and who says so\n")
@@ -101,6 +107,7 @@ ok  plain_names  this machine: its own user  [3]
   [1] -  controller = self: the key is kept on this machine
   [2] -  protection_level = software: not declared, which counts as software
   [3] -  controller = self: the host is this machine
+  [4] -  controller = self: what is read is read on this machine
 """
     )
 
@@ -111,7 +118,7 @@ def test_a_warning_is_no_failure(cli):
     assert "warn     separate_from_storage     ovhcloud holds both the key and the ciphertext" in ran.out
     flat = _flat(ran.out)
     assert "=> hold the KEK with somebody else than the host, or set separate_from_storage in [policy]" in flat
-    assert "\n1 warn, 12 ok\n" in ran.out
+    assert "\n1 warn, 13 ok\n" in ran.out
     assert re.search(r"^separate_from_storage +the host and the key holder .* +warn \(policy", ran.out, re.MULTILINE)
     assert "key_holder_jurisdiction the law that whoever runs it is under FR, EU; else refuse (default)" in flat
     assert "[2] 2026-11-25 controller = OVH SAS: https://" in flat

@@ -76,6 +76,7 @@ def bad(findings):
 
 
 SEPARATE, LAW, PARENT = "separate_from_storage", "key_holder_jurisdiction", "key_holder_parent"
+LOCAL = "local_plaintext"
 TECHNOLOGY, STALE, LEVEL, NAMES = "key_holder_technology", "stale_facts", "protection_level", "plain_names"
 US_PARENT = controller(parent="Example Inc", parent_jurisdiction="US")
 OWN_S3 = '[providers.own]\nlike = "s3"\nendpoint = "https://s3.example.org"\n'
@@ -411,7 +412,7 @@ def test_a_finding_says_all_of_it(tmp_path, case):
             assert getattr(finding, name), name
         assert bool(finding.hint) == (finding.action != "ok")
         assert not finding.message.endswith(".")
-        assert finding.subject == "host of s" or ":" in finding.subject
+        assert finding.subject in ("host of s", "this machine") or ":" in finding.subject
 
 
 def test_the_order_is_the_one_of_the_rules(tmp_path):
@@ -419,7 +420,7 @@ def test_the_order_is_the_one_of_the_rules(tmp_path):
     order = [finding.rule for finding in findings]
     assert order == [
         *("endpoint", "controller", LAW, PARENT, TECHNOLOGY, LEVEL, SEPARATE, STALE),
-        *("host_jurisdiction", "host_parent", "host_technology", NAMES, STALE),
+        *("host_jurisdiction", "host_parent", "host_technology", NAMES, STALE, "local_plaintext"),
     ]
     assert list(policy.RULES)[:7] == order[:7]
 
@@ -467,7 +468,7 @@ def test_a_fact_without_a_date_is_stale(tmp_path):
     own = '[providers.own]\nlike = "s3"\nendpoint = "https://s3.example.org"\ncontroller = "CHU"\n'
     found = policy.evaluate(load(tmp_path, on(AT_OWN, OVH, tables=own)), today=TODAY)
     assert bad(found) == [(STALE, "warn")]
-    assert "controller (without a date)" in found[-1].message
+    assert "controller (without a date)" in next(f.message for f in reversed(found) if f.rule == STALE)
 
 
 def test_the_facts_of_a_host_do_not_matter_to_a_key_on_this_machine(tmp_path):
@@ -936,6 +937,42 @@ def test_within(codes, allowed, inside):
 )
 def test_names_of_companies(one, other, same):
     assert (bool(parties._normal(one)) and parties._normal(one) == parties._normal(other)) is same
+
+
+# This machine
+
+
+@pytest.mark.parametrize(
+    ("own", "setting", "action", "text"),
+    [
+        ("", "allow", "ok", "may keep plaintext"),
+        ('local_plaintext = "warn"', "warn", "warn", "are warned of"),
+        ('local_plaintext = "refuse"', "refuse", "refuse", "are refused"),
+    ],
+)
+def test_layers_that_keep_plaintext(tmp_path, own, setting, action, text):
+    """Opening a store is never refused for them: only their use shows them."""
+    described = load(tmp_path, on(AZURE, OVH, policy='local_plaintext = "refuse"', own=own or f'{LOCAL} = "allow"'))
+    found = policy.evaluate(described, today=TODAY)[-1]
+    assert (found.rule, found.action, found.subject, found.setting) == (LOCAL, "ok", "this machine", setting)
+    assert text in found.message
+    assert "stores.s.policy" in found.origin
+    policy.enforce(described, today=TODAY)
+    used = rules.of_layer(described, "SimpleCacheFileSystem", "fsspec.implementations.cached")
+    assert (used.action, used.fact, used.value) == (action, "layer", "SimpleCacheFileSystem")
+    if action == "refuse":
+        with pytest.raises(PolicyError, match="SimpleCacheFileSystem would keep plaintext") as caught:
+            policy.act(described, [used])
+        assert "rule local_plaintext; fact layer: fsspec.implementations.cached" in str(caught.value)
+    else:
+        policy.act(described, [used])
+
+
+def test_a_wrong_value_names_the_right_ones(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, on(AZURE, OVH, policy='local_plaintext = "refused"'))
+    assert "did you mean 'refuse'?" in caught.value.hint
+    assert "known: refuse, warn, allow" in caught.value.hint
 
 
 # The page

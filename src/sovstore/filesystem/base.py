@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import getpass
 import hashlib
 import os
@@ -11,18 +12,21 @@ import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
+from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, get_loop, sync
 from fsspec.utils import stringify_path
 
 from sovstore import config as configuration
+from sovstore import local_plaintext
 from sovstore.errors import ConfigError, PathError
 from sovstore.format.recovery import RecoveryKey
 from sovstore.keysets import read_file
 from sovstore.store import Store
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 _SCHEME = "sov://"
 #: Objects handled at a time by calls on many; fsspec's own default grows with the limit of open files.
 _BATCH = 32
@@ -48,9 +52,11 @@ class _Configured(type(AsyncFileSystem)):  # type: ignore[misc]  # fsspec has no
                 kwargs[option] = os.path.abspath(os.path.expanduser(os.fspath(kwargs[option])))
         token = _surroundings.set(_fingerprint(kwargs.get("config")))
         try:
-            return super().__call__(*args, **kwargs)
+            fs = super().__call__(*args, **kwargs)
         finally:
             _surroundings.reset(token)
+        fs._hold_target()
+        return fs
 
 
 def _fingerprint(config: str | None) -> str:
@@ -74,6 +80,32 @@ def _split(path: Any) -> tuple[str | None, str]:  # whatever fsspec accepts as a
     if plain.startswith("/") or plain.endswith("/"):
         raise PathError(f"{text!r}: empty path or segment", path=text, hint="write 'a/b': no double '/'")
     return store, plain
+
+
+def watched(method: F) -> F:
+    """Hold whoever calls a method for plaintext against the policy, as its ``local_plaintext`` says.
+
+    The look is when the method is called, not when its coroutine first runs: fsspec makes the coroutines of sync calls
+    in the caller's thread and runs them in another, and those of many objects in tasks of their own.
+    """
+
+    @functools.wraps(method)
+    def call(self: SovBase, *args: Any, **kwargs: Any) -> Any:  # as the method
+        if self._is_watched:
+            local_plaintext.hold(self.store.config)
+        return method(self, *args, **kwargs)
+
+    return cast("F", call)
+
+
+def sync_form(name: str) -> Any:  # as fsspec
+    """Return the sync form of a coroutine function that is `watched`: fsspec makes none, not seeing what it is."""
+
+    @functools.wraps(getattr(AbstractFileSystem, name))
+    def call(self: SovBase, *args: Any, **kwargs: Any) -> Any:  # as the coroutine function
+        return sync(self.loop, getattr(self, f"_{name}"), *args, **kwargs)
+
+    return call
 
 
 class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # fsspec has no types
@@ -112,6 +144,7 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
         ask = getpass.getpass if sys.stdin is not None and sys.stdin.isatty() else None
         self.store_name = store
         self.store = Store(described, configuration.access(described, ask), key)
+        self._is_watched = local_plaintext.is_watched(described)
         # fsspec strips by instance and by class; only the instance can tell that a URL is of another store.
         self._strip_protocol = self._strip_own  # type: ignore[method-assign]
 
@@ -121,7 +154,22 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
             return [cls._strip_protocol(p) for p in path]
         return _split(path)[1]
 
+    def _hold_target(self) -> None:
+        """Hold a layer of fsspec against the policy that has just taken this filesystem for its target."""
+        if self._is_watched:
+            local_plaintext.hold_target(self.store.config)
+
+    @classmethod
+    def current(cls) -> Any:  # as fsspec
+        """Return the filesystem that was made last."""
+        fs = super().current()
+        fs._hold_target()
+        return fs
+
     def _strip_own(self, path: Any) -> Any:  # a path or a list of them
+        if self._is_watched:
+            # The first that a cache asks, also before it writes, or reads what it kept from before.
+            local_plaintext.hold_caller(self.store.config)
         if isinstance(path, list):
             return [self._strip_own(p) for p in path]
         store, plain = _split(path)

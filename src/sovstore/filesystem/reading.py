@@ -18,7 +18,7 @@ from fsspec.mapping import FSMap
 from fsspec.utils import isfilelike
 
 from sovstore.errors import IsFolderError, SovstoreError, StoreError
-from sovstore.filesystem.base import Rooted
+from sovstore.filesystem.base import Rooted, sync_form, watched
 from sovstore.filesystem.looking import Looking
 from sovstore.format.cobblestone import CHUNK
 from sovstore.objects import ObjectReader
@@ -62,11 +62,13 @@ class Reading(Looking):
         """Return a mapping of keys to the objects below `root`."""
         return SovMap(root, self, check=check, create=create, **kwargs)
 
+    @watched
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         whole = start in (None, 0) and end is None
         reader = await self.store.reader(self._strip_own(path), whole=whole)
         return await reader.read(*reader.clamp(start, end))
 
+    @watched
     async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         if on_error != "omit":
             return await super()._cat(path, recursive=recursive, on_error=on_error, **kwargs)
@@ -81,6 +83,7 @@ class Reading(Looking):
                 raise value
         return {name: value for name, value in found.items() if not isinstance(value, BaseException)}
 
+    @watched
     async def _cat_ranges(
         self,
         paths: list[str],
@@ -119,9 +122,11 @@ class Reading(Looking):
         await asyncio.gather(*(one(path, indices) for path, indices in wanted.items()))
         return results
 
+    @watched
     async def _get(self, rpath: Any, lpath: Any, *args: Any, **kwargs: Any) -> Any:
         return await AsyncFileSystem._get(Rooted(self), rpath, lpath, *args, **kwargs)
 
+    @watched
     async def _get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **kwargs: Any) -> None:
         rpath = self._strip_own(rpath)
         try:
@@ -153,6 +158,9 @@ class Reading(Looking):
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    cat, cat_file, cat_ranges = sync_form("cat"), sync_form("cat_file"), sync_form("cat_ranges")
+    get, get_file = sync_form("get"), sync_form("get_file")
 
 
 async def _read_ranges(reader: ObjectReader, ranges: list[tuple[int, int]], max_gap: int | None) -> list[bytes]:

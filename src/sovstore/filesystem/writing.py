@@ -8,12 +8,25 @@ from collections.abc import Collection
 from stat import S_ISREG
 from typing import Any
 
+from fsspec.asyn import sync
+from fsspec.caching import caches
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
+from sovstore import local_plaintext
 from sovstore.errors import UnsupportedError
-from sovstore.files import AsyncReader, AsyncWriter, CompressedFile, SovReader, SovWriter, TextFile, check_mode
+from sovstore.files import (
+    AsyncReader,
+    AsyncWriter,
+    CompressedFile,
+    SovReader,
+    SovWriter,
+    TextFile,
+    WatchedReader,
+    check_mode,
+)
+from sovstore.filesystem.base import watched
 from sovstore.filesystem.reading import Reading
 from sovstore.format.cobblestone import CHUNK
 from sovstore.objects import BLOCK, ObjectWriter
@@ -51,6 +64,13 @@ class Writing(Reading):
                 writer = await self.store.writer(rpath, create=mode == "create", size=size)
                 await self._pour_in(file, size, writer, callback)
 
+    def put(self, *args: Any, **kwargs: Any) -> Any:  # as fsspec
+        """Seal local files as objects: of a file or a folder, a pattern, or a list of them."""
+        if self._is_watched:
+            # Of a cache that was written through, which has them on its disk and keeps them there.
+            local_plaintext.hold(self.store.config, copies=False)
+        return sync(self.loop, self._put, *args, **kwargs)
+
     async def _pour_in(self, file: Any, size: int | None, writer: ObjectWriter, callback: Any) -> None:
         """Seal a local file as an object: one block is on its way while the next is read and sealed in a thread."""
         block = bytearray(BLOCK if size is None else max(CHUNK, min(BLOCK, size + 1)))
@@ -75,6 +95,7 @@ class Writing(Reading):
             await writer.abort()
             raise
 
+    @watched
     def _open(
         self,
         path: str,
@@ -88,9 +109,17 @@ class Writing(Reading):
         check_mode(path, mode)
         _refuse_metadata(path, kwargs)
         if mode == "rb":
+            kind = self._kind_of_reader(cache_type)
             reader = self._sync(self.store.reader, path)
-            return SovReader(self, reader, cache_type, block_size=block_size, cache_options=cache_options)
+            return kind(self, reader, cache_type, block_size=block_size, cache_options=cache_options)
         return SovWriter(self, self._sync(self._new_writer, path, mode), mode)
+
+    def _kind_of_reader(self, cache_type: str) -> type[SovReader]:
+        """Return the class of files that are read; held against the policy where that says anything of them."""
+        if not self._is_watched:
+            return SovReader
+        local_plaintext.hold_cache_type(self.store.config, cache_type, caches.get(cache_type))
+        return WatchedReader
 
     async def _new_writer(self, path: str, mode: str) -> Any:
         return await self.store.writer(path, create=mode == "xb")
@@ -119,6 +148,7 @@ class Writing(Reading):
             wrapped = CompressedFile(compr[compression](file, mode=file.mode[0]), file)
         return wrapped if "b" in mode else TextFile(wrapped, file, **text)
 
+    @watched
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> AsyncReader | AsyncWriter:
         """Open an object for ``await``: read in order (``rb``), or written (``wb``, ``xb``)."""
         path = self._strip_own(path)
