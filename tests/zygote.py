@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 _ZYGOTE = """
-import json, os, signal, sys, time
+import functools, json, os, signal, sys, time
 from datetime import timedelta
-import s3fs, sovstore.filesystem, sovstore.rotation, sovstore.keyset_lock as lock
-from sovstore.backends import generic, local, s3
+import botocore.loaders, botocore.session, typer.main
+import s3fs, sovstore.check, sovstore.filesystem, sovstore.rotation, sovstore.keyset_lock as lock
+from sovstore.backends import azure, generic, local, s3
 from sovstore.cli import main
 from sovstore.kms import keyfile
 
 keyfile._MEMORY_KIB, keyfile._PASSES, keyfile._LANES = 8, 1, 1
 lock.ABANDONED = timedelta(seconds=float(sys.argv[1]))
+# What every command would build anew before it begins: the SDK's models of S3, and the tree of the commands.
+_load = functools.cache(functools.partial(botocore.loaders.JSONFileLoader.load_file, botocore.loaders.JSONFileLoader()))
+botocore.loaders.JSONFileLoader.load_file = lambda self, path: _load(path)
+botocore.session.Session().create_client("s3", region_name="x", aws_access_key_id="x", aws_secret_access_key="x")
+typer.main.get_command = functools.cache(typer.main.get_command)
 main(["config", "path"])
 
 def run(command):
@@ -66,17 +72,23 @@ class Zygote:
     def __init__(self, child: subprocess.Popen[str], log: Path, environment: dict[str, str]) -> None:
         self._child, self._log, self._environment = child, log, environment
 
-    def run(self, *argv: object, kill_after_s: float | None = None) -> Ran:
-        """Run one command."""
-        return self.run_all([argv], kill_after_s=kill_after_s)
+    def run(self, *argv: object, kill_after_s: float | None = None, environment: dict[str, str] | None = None) -> Ran:
+        """Run one command; what `environment` says is set for it alone."""
+        return self.run_all([argv], kill_after_s=kill_after_s, environment=environment)
 
-    def run_all(self, several: list[tuple[object, ...]], *, kill_after_s: float | None = None) -> Ran:
+    def run_all(
+        self,
+        several: list[tuple[object, ...]],
+        *,
+        kill_after_s: float | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Ran:
         """Run commands at the same time."""
         command: dict[str, Any] = {
             "several": [[str(word) for word in argv] for argv in several],
             "kill_after_s": kill_after_s,
             "log": str(self._log),
-            "environment": self._environment,
+            "environment": {**self._environment, **(environment or {})},
         }
         assert self._child.stdin is not None
         assert self._child.stdout is not None

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from sovstore import beside
 from sovstore.errors import ConfigError
 
 #: Where a value lies below the table of a store: keys of tables, numbers of list items.
@@ -120,21 +120,14 @@ def _replace(path: Path, document: Any, folder: int) -> None:
     import tomlkit
 
     content = tomlkit.dumps(document).encode()
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     mode = path.stat().st_mode & 0o777 if path.exists() else _NEW_MODE
     # Never open to more readers than the file itself, not even for a moment: it may still hold secrets.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode & _NEW_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fchmod(descriptor, mode)
-            # Both, or a crash could leave an empty file, or the old one with the secrets that were taken out.
-            os.fsync(descriptor)
-        os.replace(temporary, path)
+    with beside.temporary(path, mode=mode & _NEW_MODE) as (made, descriptor):
+        os.fchmod(descriptor, mode)
+        # Both, or a crash could leave an empty file, or the old one with the secrets that were taken out.
+        beside.write_all(descriptor, content)
+        os.replace(made, path)
         os.fsync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _by_hand(store: str, settings: Mapping[str, str | list[str]], removed: list[Place]) -> str:

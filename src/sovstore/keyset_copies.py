@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import os
 from pathlib import Path
-from uuid import uuid4
 
 import platformdirs
 
+from sovstore import beside
 from sovstore.config import StoreConfig
 from sovstore.errors import ConfigError, IntegrityError
 from sovstore.format.keyset import Keyset, ParsedKeyset
 
 #: The keyset of a store, below its root.
 LOCATION = ".sovstore/keyset.json"
+#: What backup copies are called while they are written.
+_UNFINISHED = "keyset"
 _log = logging.getLogger("sovstore")
 
 
@@ -40,25 +42,17 @@ def save_backup(config: StoreConfig, keyset: Keyset, raw: bytes) -> Path:
     """
     path = backup_folder(config) / f"{keyset.version}.json"
     try:
-        _replace(path, raw)
+        beside.replace(path, raw, name=_UNFINISHED)
     except OSError as exc:
-        hint = "set 'backup' to a folder that can be written, then run 'sovstore keys backup'"
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        first = "free some room there" if full else "set 'backup' to a folder that can be written"
+        hint = f"{first}, then run 'sovstore keys backup {config.name}'; the host has the keyset already"
         raise ConfigError(
             f"{path}: the backup copy of the keyset cannot be written: {exc.strerror}",
             path=str(path),
             hint=hint,
         ) from exc
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _seen_file(store_id: bytes) -> Path:
@@ -108,11 +102,20 @@ def check_seen(keyset: Keyset, config: StoreConfig) -> None:
     remember(keyset)
 
 
+def sweep(config: StoreConfig) -> None:
+    """Delete the temporary files that killed commands left on this machine when they changed a keyset."""
+    # Their numbers are the same for all versions: which one was being written is not known.
+    beside.sweep(backup_folder(config) / _UNFINISHED)
+    beside.sweep(_seen_file(config.identity))
+    if config.source is not None:
+        beside.sweep(config.source)
+
+
 def remember(keyset: Keyset) -> None:
     """Note the version of a keyset as seen; a client that cannot write says so in the log and goes on."""
     if keyset.version <= _seen(keyset.store_id):
         return
     try:
-        _replace(_seen_file(keyset.store_id), json.dumps({"version": keyset.version}).encode())
+        beside.replace(_seen_file(keyset.store_id), json.dumps({"version": keyset.version}).encode())
     except OSError as exc:
         _log.warning("%s cannot be written (%s): an older keyset would not be noticed", exc.filename, exc.strerror)

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from sovstore.backends.base import Backend, Stat
 from sovstore.errors import SovstoreError, StoreError, StoreUnavailableError
@@ -22,6 +22,8 @@ from sovstore.errors import SovstoreError, StoreError, StoreUnavailableError
 FOLDER = ".sovstore/locks"
 #: A lock older than this, by the host's own clock, is of a client that was killed.
 ABANDONED = timedelta(minutes=5)
+#: The same by the clock of a client: hosts refuse requests whose time is a quarter of an hour off.
+SWEPT = ABANDONED + timedelta(minutes=15)
 #: Seconds in which the holder must be done: far from the limit, since a request under way cannot be called back.
 HOLD_S = 60
 #: Seconds that a client waits for its turn.
@@ -82,6 +84,19 @@ async def _taken(backend: Backend, mine: str) -> bool:
     abandoned = [stat.name for stat in others if own is not None and _is_abandoned(stat, own)]
     await backend.delete(abandoned)
     return own is not None and len(abandoned) == len(others)
+
+
+async def sweep(backend: Backend, *, dry_run: bool = False) -> int:
+    """Delete the locks of killed clients, and return how many there were; a dry run only counts.
+
+    None that could be alive: without it, a client that is changing the keyset could undo another's change.
+    """
+    limit = datetime.now(UTC) - SWEPT
+    locks = [stat async for stat in backend.list(FOLDER) if not stat.folder]
+    left = [stat.name for stat in locks if stat.modified is not None and stat.modified <= limit]
+    if not dry_run:
+        await backend.delete(left)
+    return len(left)
 
 
 def _is_abandoned(other: Stat, own: Stat) -> bool:

@@ -84,6 +84,7 @@ async def fetch_opened(
         # Or while it was opened; then there is a newer one to be had.
         if not copies.is_older(keyset, config):
             copies.remember(keyset)
+            copies.sweep(config)
             return keyset, raw
 
 

@@ -60,7 +60,7 @@ class Decoder:
         if len(self._remembered) < _REMEMBERED:
             self._remembered.append(key)
             self._seen.add(key)
-        elif (place := random.randrange(self._count)) < _REMEMBERED:  # noqa: S311  # the host does not see which
+        elif (place := random.randrange(self._count)) < _REMEMBERED:  # noqa: S311  # nosec B311  # not seen by the host
             self._seen.remove(self._remembered[place])
             self._remembered[place] = key
             self._seen.add(key)

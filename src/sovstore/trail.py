@@ -6,6 +6,7 @@ It says who, which key, which store and what came of it; never what was wrapped.
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import logging
@@ -86,7 +87,8 @@ class Trail:
             finally:
                 os.close(descriptor)
         except OSError as exc:
-            hint = "correct 'file' in [audit], or the rights of its folder"
+            full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            hint = "free some room on its disk" if full else "correct 'file' in [audit], or the rights of its folder"
             message = f"{file}: the audit trail cannot be written: {exc.strerror}"
             raise ConfigError(message, path=str(file), hint=hint) from exc
         if written != len(content):

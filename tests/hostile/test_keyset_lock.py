@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -29,3 +30,16 @@ def test_a_lock_that_took_too_long_to_take_is_not_held(monkeypatch: pytest.Monke
 
     with pytest.raises(StoreUnavailableError):
         asyncio.run(hold())
+
+
+def test_gc_leaves_the_lock_of_a_client_that_may_be_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> list[int]:
+        backend = MemoryBackend("/swept-lock")
+        swept = []
+        async with keyset_lock.held(backend, "store"):
+            swept.append(await keyset_lock.sweep(backend))
+            monkeypatch.setattr(keyset_lock, "SWEPT", timedelta(0))
+            swept += [await keyset_lock.sweep(backend, dry_run=dry_run) for dry_run in (True, False, False)]
+        return swept
+
+    assert asyncio.run(work()) == [0, 1, 1, 0]

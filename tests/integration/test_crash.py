@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import gzip
-import hashlib
-import inspect
 import io
 import os
 import random
@@ -16,7 +14,6 @@ import sys
 import threading
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,7 +25,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import dataset, parquet
 
-from sovstore import keyset_copies, keysets
 from sovstore.errors import IntegrityError
 from sovstore.filesystem import SovFileSystem
 from tests.hosts import Host, cheap_key_files, open_host, temporaries
@@ -61,189 +57,6 @@ def unharmed(host: Host) -> None:
     assert host.fs.cat_file("object") == OLD
     assert host.fs.find("") == ["object"]
     assert host.unfinished() == []
-
-
-# Killed
-
-
-def content(version: int) -> bytes:
-    """Return several MiB, from which every byte and the length say which version it is; children use it too."""
-    return hashlib.sha256(str(version).encode()).digest() * (60_000 * (1 + version % 4) + version % 3)
-
-
-_SAY = """
-def say(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
-"""
-
-#: Says before and after each step what it does. The step to begin with and the first version are arguments.
-_WRITER = f"""
-import hashlib, os, sys
-from sovstore.filesystem import SovFileSystem
-{_SAY}
-{inspect.getsource(content)}
-config, temporary, local, turn, version = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
-fs = SovFileSystem("cohortes", config=config)
-
-def open_write():
-    with fs.open("object", "wb") as file:
-        data = memoryview(content(version))
-        for start in range(0, len(data), 700_000):
-            file.write(data[start : start + 700_000])
-
-steps = {{
-    "open": open_write,
-    "pipe": lambda: fs.pipe_file("object", content(version)),
-    "put": lambda: fs.put_file(local, "object"),
-    "mv": lambda: fs.mv("staged", "object"),
-    "cp": lambda: fs.cp_file("staged", "object"),
-}}
-
-def step(name, work):
-    say("start", name, version)
-    work()
-    say("done", name, version)
-
-step("first", lambda: fs.pipe_file("first", content(version)))
-say("left", len(os.listdir(temporary)))
-while turn >= 0:
-    name = list(steps)[turn % len(steps)]
-    turn += 1
-    version += 1
-    if name == "put":
-        with open(local, "wb") as file:
-            file.write(content(version))
-    if name in ("mv", "cp"):
-        step("stage", lambda: fs.pipe_file("staged", content(version)))
-    step(name, steps[name])
-"""
-
-State = dict[str, int]
-
-
-def outcomes(state: State, name: str, version: int) -> list[State]:
-    """Return what may be in the store when a step was begun: as before, half-way if that is a state, as after."""
-    if name in ("first", "stage"):
-        return [state, {**state, {"first": "first", "stage": "staged"}[name]: version}]
-    both = {**state, "object": version}
-    if name == "mv":
-        return [state, both, {path: v for path, v in both.items() if path != "staged"}]
-    return [state, both]
-
-
-def begin(script: str, *args: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], stdout=subprocess.PIPE)
-
-
-def kill(process: subprocess.Popen[bytes], until: str, delay: float) -> list[list[str]]:
-    """Kill a child `delay` seconds after it said a word, and return all that it said."""
-    assert process.stdout is not None
-    said = []
-    with process:
-        for line in process.stdout:
-            said.append(line.decode().split())
-            if said[-1][0] == until:
-                break
-        time.sleep(delay)
-        process.kill()
-        said += [line.decode().split() for line in process.stdout]
-    assert process.returncode == -signal.SIGKILL
-    return said
-
-
-def test_killed_while_it_overwrites(tmp_path: Path) -> None:
-    host = open_host(tmp_path, "local")
-    rng, state, version = random.Random(1), State(), 0
-    interrupted: Counter[str] = Counter()
-    left = 0
-    args = (config_of(host), Path(host.root) / ".sovstore/tmp", tmp_path / "local")
-    for turn in range(30):
-        said = kill(begin(_WRITER, *args, turn, version), "left", rng.uniform(0, 0.12))
-        # The first write of this fresh process removed what the killed one left.
-        assert next(line for line in said if line[0] == "left") == ["left", "0"]
-        pending = None
-        for what, *words in said:
-            if what == "start":
-                pending = words[0], int(words[1])
-            elif what == "done":
-                state, pending = outcomes(state, words[0], int(words[1]))[-1], None
-        allowed = [state] if pending is None else outcomes(state, *pending)
-        interrupted[pending[0] if pending else "between"] += 1
-        version = max(int(line[2]) for line in said if line[0] == "start") + 1
-
-        fs = open_fs(host.fs.store.config.source, skip_instance_cache=True)
-        digests = {path: hashlib.sha256(fs.cat_file(path)).digest() for path in fs.find("")}
-        matching = [
-            s for s in allowed if {path: hashlib.sha256(content(v)).digest() for path, v in s.items()} == digests
-        ]
-        assert matching, (turn, pending, sorted(digests))
-        state = matching[0]
-        listed = fs.find("", detail=True)
-        assert {path: info["size"] for path, info in listed.items()} == {p: len(content(v)) for p, v in state.items()}
-        assert not any(info["foreign"] for info in listed.values())
-        assert sorted(info["name"] for info in fs.ls("")) == sorted(state)
-        left += len(host.unfinished())
-    assert len(interrupted.keys() - {"between"}) >= 3, interrupted
-    assert left > 0
-    # And a fresh process that ends by itself.
-    subprocess.run(
-        [sys.executable, "-c", _WRITER, *map(str, args), "-1", str(version)], check=True, capture_output=True
-    )
-    assert host.unfinished() == []
-
-
-_PUBLISHER = f"""
-import asyncio, os, sys, time
-from sovstore import config, keysets
-from sovstore.backends.registry import open_backend
-from sovstore.kms import registry
-{_SAY}
-store = config.load(sys.argv[1]).store("cohortes")
-access = config.access(store)
-
-async def main():
-    backend = open_backend(store.place)
-    kek = registry.open_key(store.kek, access)
-    keyset = keysets.unlock(await keysets.fetch(backend, store), store, access)
-    say("open", keyset.version)
-    while True:
-        now = int(time.time())
-        keyset = keyset.add_epoch(now=now) if keyset.version % 3 else keyset.next_version(now=now)
-        etag = (await backend.stat(keysets.LOCATION)).etag
-        say("start", keyset.version)
-        await keysets.publish(backend, store, keyset, [kek], replaces=etag)
-        say("done", keyset.version)
-
-asyncio.run(main())
-"""
-
-
-def test_killed_while_it_publishes_a_keyset(host: Host) -> None:
-    rng, config = random.Random(2), host.fs.store.config
-    access = host.fs.store.access
-    version, hit = 1, 0
-    for _ in range(15):
-        said = kill(begin(_PUBLISHER, config_of(host)), "open", rng.uniform(0, 0.03))
-        assert said[0] == ["open", str(version)]
-        done = max([version, *(int(line[1]) for line in said if line[0] == "done")])
-        started = max([version, *(int(line[1]) for line in said if line[0] == "start")])
-        assert started - done <= 1
-        hit += started - done
-        fs = open_fs(config.source, skip_instance_cache=True)
-        assert fs.cat_file("object") == OLD
-        version = fs._sync(fs.store.keyset).version
-        assert version in (done, started)
-        # Every copy that has its name is whole too.
-        copies = [
-            *(Path(host.root) / ".sovstore/keyset").iterdir(),
-            *keyset_copies.backup_folder(config).glob("*.json"),
-        ]
-        newest = {keysets.unlock(copy.read_bytes(), config, access).version for copy in copies}
-        assert max(newest) in (done, started)
-        fs.pipe_file("object", OLD)
-        unharmed(host)
-    assert hit > 0
-    assert version > 1
 
 
 # Left by an exception
@@ -657,3 +470,13 @@ def test_a_download_that_is_refused_late(host: Host, tmp_path: Path, existing: b
         assert temporaries(tmp_path) == []
         assert list(tmp_path.rglob("*.part")) == []
     assert os.listdir(target.parent) == ["target"] * existing
+
+
+def test_what_a_killed_download_left_goes_with_the_next_one(host: Host, tmp_path: Path) -> None:
+    """It is plaintext."""
+    target = tmp_path / "downloads" / "target"
+    target.parent.mkdir()
+    (target.parent / ".target.sovstore-0.part").write_bytes(b"half")
+    host.fs.get_file("object", str(target))
+    assert os.listdir(target.parent) == ["target"]
+    assert target.read_bytes() == OLD

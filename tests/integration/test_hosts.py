@@ -6,11 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,55 +69,7 @@ def unfinished(server: Any, file: Path) -> list[str]:
         return [upload["Key"] for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
 
-# Killed
-
-_WRITER = """
-import hashlib, os, sys
-from sovstore.filesystem import SovFileSystem
-fs = SovFileSystem("cohortes", config=sys.argv[1])
-fs.ls("")
-version = int(sys.argv[2])
-while True:
-    version += 1
-    data = hashlib.shake_128(str(version).encode()).digest(1000) * 25_000
-    os.write(1, f"{version}\\n".encode())
-    fs.pipe_file("object", data)
-"""
-
-
-def _version(number: int) -> bytes:
-    return hashlib.shake_128(str(number).encode()).digest(1000) * 25_000
-
-
-def test_killed_at_ten_moments(host: str, server: Any, store: Path) -> None:
-    dice, version = random.Random(4), 0
-    fs = open_fs(store)
-    fs.pipe_file("object", _version(0))
-    for _ in range(10):
-        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(store), str(version)], stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        version = int(writer.stdout.readline())
-        time.sleep(dice.uniform(0, 0.4))
-        writer.send_signal(signal.SIGKILL)
-        said = writer.stdout.read().split()
-        writer.stdout.close()
-        writer.wait()
-        begun = int(said[-1]) if said else version
-        # The one before it, or the last one if its completion was on its way; and nothing else is visible.
-        found = fs.cat_file("object")
-        version = next(n for n in (begun, begun - 1) if found == _version(n) or n == begun - 1)
-        assert found in (_version(begun), _version(begun - 1)) or begun == version + 1
-        assert fs.find("") == ["object"]
-    if host == "s3":
-        # Else no writer was killed in the middle of an upload, and the test shows nothing.
-        assert unfinished(server, store)
-    gc = [SOVSTORE, "gc", "cohortes", "--older-than", "0s", "--json", "--config", str(store)]
-    left = json.loads(subprocess.run([*gc, "--dry-run"], capture_output=True, check=True, cwd=ROOT).stdout)
-    ran = json.loads(subprocess.run(gc, capture_output=True, check=True, cwd=ROOT).stdout)
-    assert left["unfinished"] == ran["deleted"]
-    assert left["deleted"] == 0
-    assert [name for name in unfinished(server, store) if host == "s3"] == []
-    assert fs.find("") == ["object"]
+# Given up
 
 
 def test_what_is_given_up_leaves_nothing(server: Any, store: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -30,11 +31,21 @@ class CephServer(S3Server):
     """A running gateway: the same buckets over plain HTTP and, with a private authority, over TLS."""
 
     tls_endpoint_url: str = field(kw_only=True)
+    _admin: Callable[..., object] = field(kw_only=True, repr=False, compare=False)
 
     @property
     def over_tls(self) -> Self:
         """This server as it is reached over TLS."""
         return self.at(self.tls_endpoint_url)
+
+    def limit(self, bucket: str, *, size: int | None = None) -> None:
+        """Set the quota of a bucket in bytes, or take it away."""
+        chosen = ["--quota-scope=bucket", f"--bucket={bucket}"]
+        if size is None:
+            self._admin("quota", "disable", *chosen)
+            return
+        self._admin("quota", "set", *chosen, f"--max-size={size}")
+        self._admin("quota", "enable", *chosen)
 
 
 def missing() -> list[str]:
@@ -61,6 +72,7 @@ def start() -> Iterator[CephServer]:
             **user,
             tls_endpoint_url=f"https://{LOOPBACK}:{tls_port}",
             ca_file=tls.ca_file,
+            _admin=functools.partial(_administer, group, config),
         )
 
 
@@ -80,12 +92,16 @@ def _start_osd(group: ProcessGroup, config: Path) -> None:
     group.start("osd", ["ceph-osd", "-c", str(config), "-i", "0", "-f"])
 
 
+def _administer(group: ProcessGroup, config: Path, *arguments: str) -> None:
+    group.run(["radosgw-admin", "-c", str(config), "-n", "client.rgw", *arguments])
+
+
 def _create_user(group: ProcessGroup, config: Path) -> dict[str, str]:
     # This also makes the gateway's pools, and so waits until the OSD serves.
     keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
     arguments = ["--uid=test", "--display-name=test"]
     arguments += [f"--access-key={keys['access_key']}", f"--secret-key={keys['secret_key']}"]
-    group.run(["radosgw-admin", "-c", str(config), "-n", "client.rgw", "user", "create", *arguments])
+    _administer(group, config, "user", "create", *arguments)
     return keys
 
 
@@ -147,6 +163,8 @@ def _config(directory: Path, cluster_id: str, monitor_port: int, frontends: str)
             "rgw enable usage log": "false",
             "rgw enable ops log": "false",
             "rgw thread pool size": 64,
+            # A quota counts what is there, not what was there ten minutes ago.
+            "rgw bucket quota ttl": 0,
             # Free deleted data at once, not after hours.
             "rgw gc max objs": 8,
             "rgw gc obj min wait": 1,

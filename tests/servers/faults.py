@@ -21,6 +21,7 @@ CUTS = frozenset({"reset_after", "close_after", "stall_after"})
 
 _KINDS = (
     "busy",
+    "refuse_with",
     "lose_reply",
     "reset_request_after",
     "wrong_content_range",
@@ -42,6 +43,8 @@ class Faults:
 
     #: 503 and an error document at once; the server never hears of the request
     busy: bool = False
+    #: this status and an error document of this code at once; the server never hears of the request
+    refuse_with: tuple[int, str] | None = None
     #: the server does what it was asked; the client gets a reset and no byte of the reply
     lose_reply: bool = False
     #: reset after so many bytes of a request's body: the server never has it whole

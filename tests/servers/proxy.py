@@ -153,8 +153,9 @@ class FaultProxy:
         self._requests.append(request)
         dice = self._dice
         await asyncio.sleep(dice.faults.latency_s)
-        if dice.faults.kind == "busy" and dice.strike(request):
-            return await self._refuse(head, reader, writer)
+        if dice.faults.kind in {"busy", "refuse_with"} and dice.strike(request):
+            status, code = dice.faults.refuse_with or (503, self._busy_code)
+            return await self._refuse(head, reader, writer, status, code)
         streams = _Streams(reader, writer, *await self._reach_server())
         sending = self._loop.create_task(_send_request(streams, head, _cut_of_request(dice, request)))
         try:
@@ -170,16 +171,18 @@ class FaultProxy:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
-    async def _refuse(self, head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer 503; say whether the connection can take another request."""
+    async def _refuse(
+        self, head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: int, code: str
+    ) -> bool:
+        """Answer with an error; say whether the connection can take another request."""
         waits = head.get("Expect") is not None
         if not waits:
             # Unread, the rest would turn the end of the connection into a reset, which drops the reply.
             async for _ in request_body(reader, head):
                 pass
-        body = BUSY_DOCUMENT.format(code=self._busy_code).encode()
-        fields = [("Content-Type", "application/xml"), ("x-ms-error-code", self._busy_code)]
-        reply = Head("HTTP/1.1 503 Service Unavailable", [*fields, ("Content-Length", str(len(body)))])
+        body = BUSY_DOCUMENT.format(code=code).encode()
+        fields = [("Content-Type", "application/xml"), ("x-ms-error-code", code)]
+        reply = Head(f"HTTP/1.1 {status} Refused", [*fields, ("Content-Length", str(len(body)))])
         if waits:
             # Whether the body comes all the same is the client's to choose.
             reply.put("Connection", "close")

@@ -50,6 +50,12 @@ _ONE_REQUEST = 2**40
 _EXISTS = frozenset({"BlobAlreadyExists", "UnauthorizedBlobOverwrite", "ResourceAlreadyExists"})
 _CHANGED = frozenset({"ConditionNotMet", "TargetConditionNotMet", "SourceConditionNotMet", "BlobOverwritten"})
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}")
+#: What Azure says of limits, with what can be done.
+_LIMITS = {
+    "AccountIsDisabled": "the provider disabled the account: look there for the reason, such as a spending limit",
+    "BlockCountExceedsLimit": "set a larger 'part_size' in the options of the store, then write the object again",
+    "RequestBodyTooLarge": "set a smaller 'part_size' in the options of the store, then write the object again",
+}
 _CREDENTIALS_HINT = "check the credentials and their rights on the container: 'sovstore login STORE' stores new ones"
 #: What the SDK's own code raises when a reply is not what it takes for granted, such as a header that is no number, XML
 #: that is none (SyntaxError) or is nested without end, and parts of a batch that are not HTTP.
@@ -355,6 +361,8 @@ class AzureClient:
         if code == "AuthenticationFailed" and "date header too old" in str(exc).lower():
             text = f"{what}: the clocks of this machine and the host differ"
             return StoreError(text, path=what, hint="set the clock")
+        if code in _LIMITS:
+            return StoreError(f"{what}: the host refused: {code}", path=what, hint=_LIMITS[code])
         if status in (401, 403):
             return StoreError(f"{what}: the host refused: {code or status}", path=what, hint=_CREDENTIALS_HINT)
         if status >= 500 or status in (0, 408, 429):

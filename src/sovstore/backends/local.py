@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sovstore import beside
 from sovstore.backends.base import STALE, TEMPORARY, Backend, Stat, Upload
 from sovstore.errors import (
     FormatError,
@@ -282,16 +283,7 @@ class LocalBackend(Backend):
             # Nothing but what `_LocalUpload` makes: a host may have put other things there.
             if entry.folder or not _TEMPORARY_NAME.fullmatch(entry.name.rpartition("/")[2]):
                 continue
-            with suppress(OSError):
-                descriptor = os.open(self._path(entry.name), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
-                try:
-                    # A writer holds this lock for as long as it lives; the system frees it when it is killed.
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if not dry_run:
-                        os.unlink(self._path(entry.name))
-                    swept += 1
-                finally:
-                    os.close(descriptor)
+            swept += beside.delete_if_dead(self._path(entry.name), dry_run=dry_run)
         return swept
 
 
@@ -310,7 +302,7 @@ class _LocalUpload(Upload):
             _make_temporary(root, folder)
             while self._descriptor is None:
                 self._temporary = folder / os.urandom(12).hex()
-                self._descriptor = _create_locked(self._temporary)
+                self._descriptor = beside.create_locked(self._temporary)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
@@ -414,13 +406,3 @@ def _make_temporary(root: Path, folder: Path) -> None:
         raise StoreError(
             f"{root}: the store's folder cannot be written: {exc.strerror}", path=str(root), hint=hint
         ) from exc
-
-
-def _create_locked(path: Path) -> int | None:
-    """Return a descriptor of a new locked file, or None when a sweep took it before it was locked."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    if os.fstat(descriptor).st_nlink:
-        return descriptor
-    os.close(descriptor)
-    return None

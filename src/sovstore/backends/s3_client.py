@@ -47,6 +47,9 @@ _REPLY_MAX = 16 * 2**20
 _CREDENTIAL_CODES = frozenset(
     {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 )
+#: What hosts say that have no more room, besides status 507: Ceph and those on it, MinIO.
+_FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_FULL_HINT = "free some room there, or ask for a larger quota, then run it again; what was there before is unharmed"
 _CREDENTIALS_HINT = "check the credentials and their rights on the bucket: 'sovstore login STORE' stores new ones"
 
 
@@ -151,6 +154,8 @@ class S3Client:
             return StoreError(
                 f"{what}: the clocks of this machine and the host differ", path=what, hint="set the clock"
             )
+        if code in _FULL_CODES or status == 507:
+            return StoreError(f"{what}: no room at the host: {code or status}", path=what, hint=_FULL_HINT)
         if code in _CREDENTIAL_CODES or status in (401, 403):
             return StoreError(f"{what}: the host refused: {code or status}", path=what, hint=_CREDENTIALS_HINT)
         if status in (301, 307, 400) and code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"):

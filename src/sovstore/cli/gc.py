@@ -27,12 +27,14 @@ def gc(
     ] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, and delete nothing.")] = False,
 ) -> None:
-    """Delete what writes that were killed left at the host: unfinished uploads, and temporary files.
+    """Delete what commands that were killed left at the host: unfinished uploads, temporary files, locks of the keyset.
 
     They are invisible and cost storage. A host cannot tell whether the writer of an upload is alive, so a write that
     is older than the limit is given up too. Folders of this machine tell; there the age does not count. Azure deletes
-    unfinished blocks by itself, a week after the last one. Needs no key.
+    unfinished blocks by itself, with the next write to the same path or a week after the last one. Locks count for
+    nothing after five minutes, and are deleted after twenty, whatever AGE says. Needs no key.
     """
+    from sovstore import keyset_lock
     from sovstore.backends.registry import open_backend
 
     described = run.config.store(store_name(store))
@@ -41,7 +43,8 @@ def gc(
     async def work() -> int:
         backend = open_backend(described.place)
         try:
-            return await backend.sweep(age, dry_run=dry_run)
+            uploads = await backend.sweep(age, dry_run=dry_run)
+            return uploads + await keyset_lock.sweep(backend, dry_run=dry_run)
         finally:
             await backend.close()
 

@@ -7,16 +7,15 @@ import bisect
 import errno
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.mapping import FSMap
 from fsspec.utils import isfilelike
 
+from sovstore import beside
 from sovstore.errors import IsFolderError, SovstoreError, StoreError
 from sovstore.filesystem.base import Rooted, sync_form, watched
 from sovstore.filesystem.looking import Looking
@@ -143,21 +142,19 @@ class Reading(Looking):
             raise IsFolderError(
                 f"{target}: is a folder of this machine", path=str(target), hint="name the file to write"
             )
-        temporary = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             async with self.store.transfer(reader.plain_size):
-                with temporary.open("xb") as file:
-                    await _pour(reader, file, callback)
-            temporary.replace(target)
+                # Names may be as long as a file system takes them.
+                with beside.temporary(target, name=target.name[:50], end=".part") as (made, descriptor):
+                    with open(descriptor, "wb", closefd=False) as file:
+                        await _pour(reader, file, callback)
+                    made.replace(target)
         except SovstoreError:
             # Some of ours are an `OSError` too, and are about the store, not about this machine.
             raise
         except OSError as exc:
             raise _local_error(exc, target) from exc
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     cat, cat_file, cat_ranges = sync_form("cat"), sync_form("cat_file"), sync_form("cat_ranges")
     get, get_file = sync_form("get"), sync_form("get_file")

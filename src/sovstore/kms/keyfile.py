@@ -6,6 +6,7 @@ never from an argument or a URI.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from sovstore import beside
 from sovstore.errors import ConfigError, FormatError, KeyDeniedError, NoMatchingKeyError
 from sovstore.format import canonical
 from sovstore.kms.base import Access
@@ -109,15 +111,11 @@ def create_key(uri: str, access: Access) -> LocalKey:
         }
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # O_EXCL: two commands that make the same file cannot both believe that theirs is the one.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        beside.create(path, content, mode=0o600)
     except OSError as exc:
-        raise ConfigError(f"{uri}: cannot be written: {exc.strerror}", path=uri, hint=f"check {path.parent}") from exc
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = f"free some room in {path.parent}, then run it again" if full else f"check {path.parent}"
+        raise ConfigError(f"{uri}: cannot be written: {exc.strerror}", path=uri, hint=hint) from exc
     return LocalKey(uri, Secret(key))
 
 
