@@ -12,7 +12,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -31,6 +31,8 @@ FIRST = OVERHEAD + 4 * WIRE_CHUNK
 FIRST_WHOLE = OVERHEAD + 16 * WIRE_CHUNK
 #: Bytes at the end of an object fetched with its last chunk: readers of Parquet ask for its footer next.
 _TAIL_CHUNKS = 4
+#: How often an object is opened that others keep replacing, with its size and its bytes asked for one after the other.
+_TURNS = 4
 #: Chunks fetched by one ranged read, and how many of these are under way at once.
 _WINDOW = 128
 _AHEAD = 3
@@ -124,7 +126,16 @@ class ObjectReader:
         self.may_go_on: Callable[[], Awaitable[object]] | None = None
 
     @classmethod
-    async def open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool = False) -> Self:
+    async def open(
+        cls,
+        backend: Backend,
+        name: str,
+        path: str,
+        unwrap: Unwrap,
+        *,
+        whole: bool = False,
+        in_turn: bool = False,
+    ) -> Self:
         """Return the reader of the object at `path`, whose name at the host is `name`.
 
         Parameters
@@ -133,6 +144,10 @@ class ObjectReader:
             Gives the DEK of a path and a header.
         whole : bool
             The object will be read whole: a small one then takes one request, without asking for its size.
+        in_turn : bool
+            Ask what there is before asking for its bytes, and not at the same time. Whoever copies an object by its
+            ETag must: with an ETag that is newer than the header, a new header would be put on the body of another
+            version.
 
         Raises
         ------
@@ -143,15 +158,24 @@ class ObjectReader:
         """
         with named(path, name):
             try:
-                return await cls._open(backend, name, path, unwrap, whole=whole)
+                return await cls._open(backend, name, path, unwrap, whole=whole, in_turn=in_turn)
             except (IntegrityError, FormatError, ObjectChangedError):
-                # Size and bytes come from two requests, and somebody may have replaced the object between them. An
-                # object that is really damaged fails again.
-                return await cls._open(backend, name, path, unwrap, whole=False)
+                # Size and bytes come from two requests, and somebody may have replaced the object between them.
+                pass
+            for _ in range(_TURNS - 1):
+                # An object that is really damaged fails again, and nobody's overwriting is taken for damage.
+                with suppress(ObjectChangedError):
+                    return await cls._open(backend, name, path, unwrap, in_turn=True)
+            return await cls._open(backend, name, path, unwrap, in_turn=True)
 
     @classmethod
-    async def _open(cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool) -> Self:
-        if whole:
+    async def _open(
+        cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool = False, in_turn: bool = False
+    ) -> Self:
+        if in_turn:
+            stat = await backend.stat(name)
+            first = await backend.read(name, 0, FIRST, etag=stat.etag) if not stat.folder else b""
+        elif whole:
             first = await backend.read(name, 0, FIRST_WHOLE)
             # A reply shorter than was asked for is the whole object, as the last chunk will prove.
             stat = Stat(name, len(first)) if len(first) < FIRST_WHOLE else await backend.stat(name)

@@ -20,6 +20,7 @@ from sovstore.errors import (
     IntegrityError,
     IsFolderError,
     KeyDeniedError,
+    ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
     SovstoreError,
@@ -135,6 +136,9 @@ class Store:
         loop = asyncio.get_running_loop()
         state = self._loops.get(loop)
         if state is None:
+            # Locks that were waited for hold on to their loop, so those of closed loops would never be forgotten.
+            for closed in [known for known in list(self._loops) if known.is_closed()]:
+                self._loops.pop(closed, None)
             state = self._loops[loop] = _PerLoop(open_backend(self.config.place))
         return state
 
@@ -233,13 +237,15 @@ class Store:
 
     # Reading
 
-    async def reader(self, path: str, *, whole: bool = False) -> ObjectReader:
+    async def reader(self, path: str, *, whole: bool = False, in_turn: bool = False) -> ObjectReader:
         """Return the reader of an object; its header and its length are authentic.
 
         Parameters
         ----------
         whole : bool
             The object will be read whole; saves a request when it is small.
+        in_turn : bool
+            Its ETag will be used to copy it, as `ObjectReader.open` says.
 
         Raises
         ------
@@ -247,7 +253,7 @@ class Store:
             When it is not there, or not authentic.
         """
         since = await self._moment()
-        reader = await self._open(path, whole=whole)
+        reader = await self._open(path, whole=whole, in_turn=in_turn)
         if self._pins is not None:
             await asyncio.to_thread(self._pins.check, path, reader.version, since)
         return reader
@@ -261,7 +267,7 @@ class Store:
             As `reader`: it is authentic all the same.
         """
         await self._moment()
-        reader = await self._open(path, whole=False)
+        reader = await self._open(path)
         if self._pins is not None:
             await asyncio.to_thread(self._pins.accept, path, reader.version)
 
@@ -273,12 +279,12 @@ class Store:
             self._pins = Pins(await self.keyset(), self.config.name)
         return await asyncio.to_thread(self._pins.now)
 
-    async def _open(self, path: str, *, whole: bool) -> ObjectReader:
+    async def _open(self, path: str, *, whole: bool = False, in_turn: bool = False) -> ObjectReader:
         name = await self.name(path)
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
         try:
-            reader = await ObjectReader.open(self.backend, name, path, self._dek, whole=whole)
+            reader = await ObjectReader.open(self.backend, name, path, self._dek, whole=whole, in_turn=in_turn)
         except ObjectNotFoundError as exc:
             raise await self._missing(path) from exc
         # A handle stays open for longer than the keys of its store may be used: a revoked KEK stops it too.
@@ -471,7 +477,7 @@ class Store:
             When the source is not there or not authentic.
         """
         target_name = await self._writable_name(target)
-        reader = await self.reader(source)
+        reader = await self.reader(source, in_turn=True)
         await self._copy(reader, target, target_name)
 
     async def _copy(self, reader: ObjectReader, target: str, target_name: str) -> None:
@@ -485,16 +491,20 @@ class Store:
     async def move(self, source: str, target: str) -> None:
         """Rename an object: a new header at the new name, checked, before the old name is deleted."""
         target_name = await self._writable_name(target)
-        reader = await self.reader(source)
+        reader = await self.reader(source, in_turn=True)
         if source == target:
             return
         await self._copy(reader, target, target_name)
         await self.reader(target)
-        now = await self.backend.stat(reader.stat.name)
-        if now.etag != reader.stat.etag:
+        name, etag, since = reader.stat.name, reader.stat.etag, await self._moment()
+        try:
+            with named(source, name):
+                await (self.backend.delete([name]) if etag is None else self.backend.delete_match(name, etag))
+        except ObjectChangedError as exc:
             hint = "both are kept: the copy at the new path, and what was written to the old one meanwhile"
-            raise StoreError(f"{source}: changed while it was renamed", path=source, hint=hint)
-        await self._delete([(source, reader.stat.name)])
+            raise StoreError(f"{source}: changed while it was renamed", path=source, hint=hint) from exc
+        if self._pins is not None:
+            await asyncio.to_thread(self._pins.deleted, [source], since)
 
     async def key_id(self, entry: Entry) -> bytes:
         """Return the id, 16 bytes, of the epoch that an object says it is sealed under: one small request.
@@ -520,7 +530,7 @@ class Store:
         name = await self._writable_name(entry.path)
         if await self.key_id(entry) == (await self.keyset()).primary.id:
             return False
-        await self._copy(await self.reader(entry.path), entry.path, name)
+        await self._copy(await self.reader(entry.path, in_turn=True), entry.path, name)
         return True
 
     async def delete(self, entries: Iterable[Entry]) -> None:

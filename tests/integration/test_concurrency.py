@@ -1,4 +1,4 @@
-"""Threads, event loops and processes on one store; instances and what they carry; calls to the KMS and the host."""
+"""Threads and event loops on one store; instances and what they carry; calls to the KMS and the host."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import base64
 import gc
 import hashlib
 import json
-import multiprocessing
 import pickle
 import random
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +27,11 @@ from sovstore.kms.local import LocalKey
 from sovstore.secret import Secret
 from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, wrap_backends
 from tests.stores import PASSPHRASE, make_store, open_fs
+from tests.stress import amount
 
 THREADS = 8
+#: Of each thread, in a test that `tests/hostile/test_races.py` does with a history and several processes.
+TURNS = amount(15, 200)
 MIB = 2**20
 
 
@@ -84,7 +84,7 @@ def test_threads_on_one_instance(fs: SovFileSystem, tmp_path: Path) -> None:
     def work(number: int) -> Counter[str]:
         rng, own, done = random.Random(number), dict[str, bytes](), Counter[str]()
         local = tmp_path / f"local-{number}"
-        for turn in range(40):
+        for turn in range(TURNS):
             path, shared = f"own-{number}/{rng.randrange(4)}", rng.choice(list(SHARED))
             size = rng.choice([0, 100, 16384, 70_000, MIB + 5])
             action = rng.choice(["pipe", "open", "put", "async", "mv", "rm", "share", "read", "read", "list", "range"])
@@ -133,7 +133,7 @@ def test_threads_on_one_instance(fs: SovFileSystem, tmp_path: Path) -> None:
         return done
 
     done = sum(at_once(work), Counter[str]())
-    assert done.total() - done["torn"] == THREADS * 40
+    assert done.total() - done["torn"] == THREADS * TURNS
     assert all(is_whole(fs.cat_file(path)) for path in SHARED)
 
 
@@ -199,140 +199,6 @@ def test_a_file_that_is_handed_from_thread_to_thread(fs: SovFileSystem) -> None:
     assert fs.cat_file("object") == data
 
 
-# Processes
-
-_FORK = """
-import os, sys
-from sovstore.filesystem import SovFileSystem
-
-config, how = sys.argv[1:]
-fs = SovFileSystem("cohortes", config=config)
-old, data = b"o" * 100_000, bytes(range(256)) * 12_000
-fs.pipe({"before": old, "unfinished": old})
-writer = fs.open("unfinished", "wb")
-writer.write(data[:2_500_000])
-text = fs.open("text", "w")
-text.write("begun ")
-reader = fs.open("before")
-reader.read(10)
-
-child = os.fork()
-if child == 0:
-    assert fs.cat_file("before") == old
-    fs.pipe_file("of-child", b"new")
-    with fs.open("of-child-too", "w") as file:
-        file.write("text")
-    assert fs.cat("of-child-too") == b"text"
-    assert fs.find("") == ["before", "of-child", "of-child-too", "unfinished"]
-    assert SovFileSystem("cohortes", config=config).cat("of-child") == b"new"
-    if how == "os._exit":
-        os._exit(0)
-    if how == "dropped":
-        del writer, text
-        import gc
-        gc.collect()
-        os._exit(0)
-    if how == "discarded":
-        writer.discard()
-    sys.exit(0)
-
-assert os.waitpid(child, 0)[1] == 0
-assert fs.cat_file("unfinished") == old
-assert fs.cat("of-child") == b"new"
-# Also when another process sweeps.
-grandchild = os.fork()
-if grandchild == 0:
-    SovFileSystem("cohortes", config=config, skip_instance_cache=True).pipe_file("swept", b"")
-    os._exit(0)
-assert os.waitpid(grandchild, 0)[1] == 0
-writer.write(data[2_500_000:])
-writer.close()
-text.write("and done")
-text.close()
-assert fs.cat_file("unfinished") == data
-assert fs.cat_file("text") == b"begun and done"
-assert reader.read() == old[10:]
-print("done")
-"""
-
-
-def run(script: str, *args: object) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, timeout=30, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("how", ["os._exit", "sys.exit", "dropped", "discarded"])
-def test_fork(host: Host, how: str) -> None:
-    assert run(_FORK, host.fs.store.config.source, how) == "done\n"
-    assert host.unfinished() == []
-
-
-_INHERITED = """
-import os, sys
-from sovstore.errors import SovstoreError
-from sovstore.filesystem import SovFileSystem
-
-fs = SovFileSystem("cohortes", config=sys.argv[1])
-data = bytes(range(256)) * 12_000
-fs.pipe_file("object", data)
-# Every thread of the parent has been used.
-fs.cat_ranges(["object"] * 20, list(range(0, 2_000_000, 100_000)), list(range(10, 2_000_010, 100_000)), max_gap=0)
-reader = fs.open("object")
-assert reader.read(10) == data[:10]
-writer = fs.open("written", "wb")
-writer.write(data)
-child = os.fork()
-if child == 0:
-    if sys.argv[2] == "read":
-        reader.seek(1_000_000)
-        assert reader.read(100_000) == data[1_000_000:1_100_000]
-        assert reader.read() == data[1_100_000:]
-    else:
-        try:
-            if sys.argv[2] == "write":
-                writer.write(data)
-            writer.close()
-        except SovstoreError:
-            pass
-        else:
-            os._exit(3)
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-assert reader.read() == data[10:]
-assert not fs.exists("written")
-writer.close()
-assert fs.cat("written") == data
-"""
-
-
-@pytest.mark.parametrize("use", ["read", "write", "close"])
-def test_files_that_a_forked_child_inherits(host: Host, use: str) -> None:
-    """A child reads on; it can neither go on with its parent's write nor end it."""
-    run(_INHERITED, host.fs.store.config.source, use)
-    assert host.unfinished() == []
-
-
-def _use_in_child(pickled: bytes, number: int) -> tuple[bytes, list[str]]:
-    fs = pickle.loads(pickled)  # noqa: S301  # our own
-    with fs.open(f"child-{number}", "wb") as file:
-        file.write(whole(number, 100_000))
-    return fs.cat_file("object"), fs.find("child-")
-
-
-def test_spawn(host: Host) -> None:
-    data = whole(1, 200_000)
-    host.fs.pipe_file("object", data)
-    pickled = pickle.dumps(host.fs)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(_use_in_child, [pickled] * 4, range(4)))
-    assert [one[0] for one in found] == [data] * 4
-    assert [host.fs.cat_file(f"child-{n}") for n in range(4)] == [whole(n, 100_000) for n in range(4)]
-    assert host.unfinished() == []
-
-
 # Event loops
 
 
@@ -357,7 +223,7 @@ def test_one_event_loop_after_another(fs: SovFileSystem) -> None:
     async def fresh() -> None:
         await _use(open_fs(source, asynchronous=True, skip_instance_cache=True), "fresh")
 
-    for turn in range(3):
+    for turn in range(2):
         asyncio.run(_use(asynchronous, f"loop-{turn}"))
         asyncio.run(fresh())
         fs.pipe_file("sync", b"data")
@@ -769,26 +635,27 @@ def test_requests_of_a_first_use(counted: Counted) -> None:
     assert calls == {"read": 2}
 
 
-@pytest.mark.parametrize(
-    "look",
-    [
-        lambda fs: fs.ls("folder/0"),
-        lambda fs: fs.ls("folder/0", detail=False),
-        lambda fs: fs.find("folder"),
-        lambda fs: fs.find("", detail=True, withdirs=True),
-        lambda fs: fs.du("folder"),
-        lambda fs: fs.du("", total=False),
-        lambda fs: fs.glob("folder/**"),
-    ],
-)
-def test_requests_of_listings(counted: Counted, look: Callable[[SovFileSystem], Any]) -> None:
+LISTINGS: list[Callable[[SovFileSystem], Any]] = [
+    lambda fs: fs.ls("folder/0"),
+    lambda fs: fs.ls("folder/0", detail=False),
+    lambda fs: fs.find("folder"),
+    lambda fs: fs.find("", detail=True, withdirs=True),
+    lambda fs: fs.du("folder"),
+    lambda fs: fs.du("", total=False),
+    lambda fs: fs.glob("folder/**"),
+]
+
+
+def test_requests_of_listings(counted: Counted) -> None:
     fs, calls = counted
-    assert look(fs)
-    assert calls["list"] == 1
-    assert calls["read"] == 0
-    # Of the folder that was asked for, at most.
-    assert calls["stat"] <= 1
-    assert calls.keys() <= {"list", "stat"}
+    for number, look in enumerate(LISTINGS):
+        calls.clear()
+        assert look(fs)
+        assert calls["list"] == 1, number
+        assert calls["read"] == 0, number
+        # Of the folder that was asked for, at most.
+        assert calls["stat"] <= 1, number
+        assert calls.keys() <= {"list", "stat"}, number
 
 
 def test_requests_of_walks_and_trees(counted: Counted) -> None:

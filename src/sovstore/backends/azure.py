@@ -186,6 +186,14 @@ class AzureBackend(LoopBackend):
 
         await asyncio.gather(*(one(name) for name in batch))
 
+    async def delete_match(self, name: str, etag: str) -> None:
+        """Delete a blob that nobody replaced, as the host sees it."""
+        self.after_fork()
+        # Whoever meets none, after a reply that was lost, may have deleted it; so it is looked for before.
+        await self.look_first(name, create=False, if_match=etag)
+        with suppress(ObjectNotFoundError):
+            await self.on_loop(self._client.call(name, "delete_blob", **condition(create=False, if_match=etag)))
+
     async def _batch_deleted(self, batch: Sequence[str]) -> bool:
         """Return whether a request for all of them deleted each; some credentials and hosts refuse it."""
         # Few retries: there is another way.

@@ -213,6 +213,19 @@ class Backend(ABC):
             When the source has not, or not any more, the ETag `etag`. Nothing has changed then.
         """
 
+    async def delete_match(self, name: str, etag: str) -> None:
+        """Delete one object that has not changed since it had the ETag `etag`.
+
+        By looking, where the host keeps no condition on deletions: another writer may still come between.
+
+        Raises
+        ------
+        ObjectChangedError, ObjectNotFoundError
+            When it is another one, or gone. Nothing was deleted then.
+        """
+        await self.look_first(name, create=False, if_match=etag)
+        await self.delete([name])
+
     async def look_first(self, name: str, *, create: bool, if_match: str | None) -> None:
         """Keep a condition by looking, where the host keeps none: another writer may still come between.
 

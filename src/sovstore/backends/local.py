@@ -38,6 +38,7 @@ from sovstore.errors import (
 #: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
 _SLICE = 2**24
 _THREADS = 4
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Opening waits for nobody (a pipe would) and follows no link.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -70,6 +71,9 @@ def _mapped(name: str, *, writing: bool = False) -> Iterator[None]:
             raise StoreError(f"{name}: the folder is not empty", path=name) from exc
         if exc.errno == errno.EROFS:
             raise StoreError(f"{name}: the file system is read-only", path=name, hint="mount it for writing") from exc
+        if exc.errno in _TOO_MANY:
+            hint = "close some files, or raise the limit (ulimit -n); what was there before is unharmed"
+            raise StoreError(f"{name}: {exc.strerror}", path=name, hint=hint) from exc
         if exc.errno in _FULL:
             hint = "free some room, then run it again; what was there before is unharmed"
             raise StoreError(f"{name}: no room: {exc.strerror}", path=name, hint=hint) from exc
@@ -92,11 +96,30 @@ def _stat(name: str, status: os.stat_result) -> Stat:
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def _in_turn(root: Path, *, alone: bool) -> Iterator[None]:
+    """Keep a change that looks first apart from every other one, so that nothing comes between its look and its move.
+
+    Parameters
+    ----------
+    alone : bool
+        For a change that looks first; all others may go on at the same time.
+    """
+    flags = (os.O_RDWR if alone else os.O_RDONLY) | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(root / ".sovstore" / "lock", flags, 0o666)
+    except (FileNotFoundError, PermissionError):
+        if alone:
+            raise
+        # No store yet, or somebody who may delete objects and nothing else: nobody is kept from that.
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
     finally:
+        # Closing is not enough: a child that was forked meanwhile would hold the lock for as long as it lives.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -229,7 +252,21 @@ class LocalBackend(Backend):
                     if name.endswith("/"):
                         self._path(name).rmdir()
                     else:
-                        self._path(name).unlink()
+                        path = self._path(name)
+                        with _in_turn(self._root, alone=False):
+                            path.unlink()
+
+        await self._run(work)
+
+    async def delete_match(self, name: str, etag: str) -> None:
+        """Delete a file that nobody replaced; no other writer comes between the look and the deletion."""
+
+        def work() -> None:
+            with _mapped(name), _in_turn(self._root, alone=True):
+                path = self._path(name)
+                if _etag(os.stat(path)) != etag:
+                    raise ObjectChangedError(f"{name}: somebody else changed it first", path=name)
+                path.unlink()
 
         await self._run(work)
 
@@ -351,26 +388,24 @@ class _LocalUpload(Upload):
                 target.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError as exc:
                 raise NotADirectoryError(errno.ENOTDIR, "a parent is a file") from exc
+            # Opened before anything is visible: a process with too many open files must not learn of it after that.
+            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._publish(target)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            self._close()
+
+    def _publish(self, target: Path) -> None:
+        with _in_turn(self._root, alone=self._if_match is not None):
             if self._create:
                 os.link(self._temporary, target)
                 os.unlink(self._temporary)
-            elif self._if_match is not None:
-                self._replace_if_match(target)
-            else:
-                os.replace(self._temporary, target)
-            _sync_folder(target.parent)
-            self._close()
-
-    def _replace_if_match(self, target: Path) -> None:
-        # Every conditional replacement of this store takes this lock, so nobody moves between the look and the move.
-        descriptor = os.open(self._root / ".sovstore" / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _etag(os.stat(target)) != self._if_match:
+                return
+            if self._if_match is not None and _etag(os.stat(target)) != self._if_match:
                 raise ObjectChangedError(f"{self._name}: somebody else changed it first", path=self._name)
             os.replace(self._temporary, target)
-        finally:
-            os.close(descriptor)
 
     async def abort(self) -> None:
         """Delete the temporary file."""
@@ -400,7 +435,7 @@ def _make_temporary(root: Path, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        if exc.errno in _FULL:
+        if exc.errno in (*_FULL, *_TOO_MANY):
             raise
         hint = "check 'root' in the configuration, and the rights of that folder"
         raise StoreError(

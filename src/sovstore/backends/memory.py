@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ from sovstore.errors import IsFolderError, NotFolderError
 
 #: The store that all memory filesystems of a process share is changed under this lock only.
 _LOCK = threading.RLock()
+# A thread that holds it is not there in a child, which would wait for it for ever, and find its change half done.
+os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 class MemoryBackend(GenericBackend):

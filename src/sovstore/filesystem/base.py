@@ -191,8 +191,9 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that sync calls run in; a forked child gets its own."""
         if self._pid != os.getpid():
-            self._pid = os.getpid()
             self._loop = None if self.asynchronous else get_loop()
+            # Afterwards: another thread of the child would take the parent's loop, which runs no more, and wait for it.
+            self._pid = os.getpid()
         found: asyncio.AbstractEventLoop | None = self._loop
         return found
 
