@@ -27,6 +27,8 @@ PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pyk
 KILLS ?= 200
 STRESS_WORKERS ?= 1
 FIGURES ?= build/figures.jsonl
+# Inputs for each target of `make fuzz`.
+RUNS ?= 1000000
 EXTRAS_DEV := all,dev
 EXTRAS_DEMO := parquet
 # Not the tests, which start servers, hold dummy passwords and make attacks.
@@ -46,7 +48,7 @@ PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --edita
 # What is installed for the library, its development and the servers of its tests; Azurite has npm's own lock file.
 PINNED := constraints.txt $(wildcard tests/servers/*/requirements.txt)
 
-.PHONY: help test check lint pytest unit stress demo bench audit venv servers format clean
+.PHONY: help test check lint pytest unit stress demo bench fuzz audit venv servers format clean
 
 help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -87,6 +89,9 @@ demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (
 bench: venv ## Measure, side by side in one run; ARGS="--mib 1024" and the like
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+fuzz: venv ## Fuzz every parser, RUNS=1000000 inputs each; ARGS="config --json" and the like
+	@$(BIN)/python -m tests.fuzz --runs $(RUNS) $(ARGS)
+
 # The answers are those of today, so it is no part of `make check`: the same commit would fail tomorrow.
 audit: venv ## Write the SBOM, and ask for known vulnerabilities of all that is pinned (needs the network); ARGS="--service osv"
 	@$(BIN)/python tools/sbom.py dist/sbom.cdx.json
@@ -103,7 +108,7 @@ format: venv ## Format the code and apply the safe fixes of the linter
 	$(call step,ruff check --fix,$(BIN)/ruff check --fix)
 
 clean: ## Remove .venv, the servers of the tests, caches and build output; Debian packages stay
-	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules tests/servers/*/.venv build dist .*_cache .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
+	$(call step,clean,rm -rf $(VENV) $(AZURITE)/node_modules tests/servers/*/.venv build dist .*_cache .fuzz .hypothesis && find src tests -name __pycache__ -prune -exec rm -rf {} +)
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "make: no Python >= 3.11 found; say which: make PYTHON=..." >&2; exit 1; fi

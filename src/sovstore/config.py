@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from typing import Any
 
 import platformdirs
 
-from sovstore import config_policy, config_secrets
+from sovstore import config_policy, config_secrets, config_text
 from sovstore.backends import providers
 from sovstore.backends.providers import Fact, Provider
 from sovstore.config_file import write_settings
@@ -206,12 +205,7 @@ def _read_all(explicit: str | os.PathLike[str] | None) -> _File:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: {exc}", path=str(path), hint="correct that line") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}", path=str(path)) from exc
+    content = config_text.parse(config_text.read(path), str(path), "correct that line")
     refuse_unknown(content, ["audit", "controllers", "kms", "policy", "providers", "stores"], str(path))
     return content
 
@@ -274,11 +268,14 @@ def _override(tables: dict[str, dict[str, Any]], environ: Mapping[str, str]) -> 
 
 
 def _toml_value(variable: str, text: str) -> Any:  # TOML has several types
+    hint = 'write it as in TOML, for example {endpoint_url = "https://…"}'
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as exc:
-        hint = 'write it as in TOML, for example {endpoint_url = "https://…"}'
+        parsed = config_text.parse(f"value = {text}", variable, hint)
+    except ConfigError as exc:
         raise ConfigError(f"{variable}: not a TOML value", path=variable, hint=hint) from exc
+    if len(parsed) > 1:
+        raise ConfigError(f"{variable}: more than one TOML value", path=variable, hint=hint)
+    return parsed["value"]
 
 
 def access(store: StoreConfig, ask: Callable[[str], str] | None = None) -> Access:

@@ -373,7 +373,9 @@ def read_file(file: str) -> bytes:
         When it cannot be read.
     """
     try:
-        return Path(file).read_bytes()
+        with Path(file).open("rb") as opened:
+            # As from the host: a longer one is refused by its parser without reading all of it.
+            return opened.read(MAX_FILE + 1)
     except OSError as exc:
         raise ConfigError(f"{file}: cannot be read: {exc.strerror}", path=file, hint="check the path") from exc
 

@@ -682,3 +682,70 @@ def test_a_region_decides_the_endpoint_of_the_catalogue(file):
     assert _loaded(file, ovh + 'region = "gra"\n').place.endpoint == "https://s3.gra.io.cloud.ovh.net"
     _refused(file, ovh, "needs a region", "gra")
     _refused(file, ovh + 'region = "grra"\n', "has no region 'grra'", "gra")
+
+
+# What would take any time or memory
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("[" * 9 + "]" * 9, "more than 8 tables and lists"),
+        ("{x = " * 9 + "1" + "}" * 9, "more than 8 tables and lists"),
+        ("[" * 100_000, "more than 131072|more than 8 tables and lists"),
+        ("1" * 4301, "4300 digits"),
+        ("0x" + "f" * 65, "more than 64 digits"),
+        ('"' + "x" * 131_072 + '"', "more than 131072 characters"),
+    ],
+)
+def test_bombs_are_refused_in_the_file_and_in_variables(file, monkeypatch, value, why):
+    _refused(file, f"{GOOD}\noptions = {{ a = {value} }}", why)
+    file.write_text(GOOD)
+    monkeypatch.setenv("SOVSTORE_STORES__COHORTES__OPTIONS", f"{{ a = {value} }}")
+    with pytest.raises(ConfigError, match="not a TOML value"):
+        config.load(file)
+
+
+@pytest.mark.parametrize("key", ["a" + ".a" * 17, "a . 'b'" * 1 + ".c" * 16, '"."' + ".a" * 17])
+def test_a_key_of_many_parts_is_refused(file, key):
+    _refused(file, f"{GOOD}\noptions.{key} = 1", "more than 16 dots")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'options = { a = "' + "[" * 50 + "." * 50 + '" }',
+        "options = { a = '" + "{" * 50 + "." * 50 + "' }",
+        "# " + "[" * 50 + "." * 50,
+        'options.a = """' + '["' * 50 + "." * 50 + '\\""\n"""""',
+        "options.a = '''" + "['" * 50 + "." * 50 + "\n'" + "''''",
+        "options = { a = [[[[[[1]]]]]] }",
+        "options = { a = 0x" + "f" * 64 + " }",
+    ],
+)
+def test_what_stands_in_a_string_or_comment_is_no_bomb(file, text):
+    file.write_text(f"{GOOD}\n{text}\n")
+    loaded = config.load(file).store("cohortes")
+    # Whatever was let through can be shown.
+    assert repr(loaded)
+
+
+@pytest.mark.parametrize("text", ['a = """x"""" , b', "a = '''x'''' , b", 'a = """x\\\\"""'])
+def test_a_string_hides_no_bomb_behind_it(file, text):
+    """The end of a string is where tomllib finds it, also where quotes stand before it."""
+    _refused(file, f"{GOOD}\noptions = {{ {text}{'.b' * 20} = 1 }}", "more than 16 dots")
+
+
+def test_a_variable_has_one_value(file, monkeypatch):
+    file.write_text(GOOD)
+    monkeypatch.setenv("SOVSTORE_STORES__COHORTES__OPTIONS", "{}\nother = 1")
+    with pytest.raises(ConfigError, match="more than one TOML value"):
+        config.load(file)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(file):
+    file.write_text(GOOD)
+    with file.open("r+b") as opened:
+        opened.truncate(2**36)
+    with pytest.raises(ConfigError, match="more than 131072 characters"):
+        config.load(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_names_of_any_depth(tmp_path: Path, names: str) -> None:
     host = open_host(tmp_path, "memory", names=names)
     keyset = host.fs._sync(host.fs.store.keyset)
     decoder = Decoder(keyset.names(), "", "")
-    deep = "/".join(["x"] * 3000)
+    deep = "/".join(["x"] * 1020)
     path, foreign = decoder.decode(deep)
     assert (path, foreign) == (deep, True)
     assert decoder.decode(f"{deep}/y") == (f"{deep}/y", True)
@@ -140,7 +141,8 @@ def test_names_of_any_depth(tmp_path: Path, names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["..", "../x", "a/../../b", ".", "//", "/etc/passwd", "a//b", "\0", "a\nb", "..%2F", "\udcff"]
+    "name",
+    ["..", "../x", "a/../../b", ".", "//", "/etc/passwd", "a//b", "\0", "a\nb", "..%2F", "\udcff", "json\ud800", "/a"],
 )
 def test_hostile_names_are_shown_as_what_they_are_not(tmp_path: Path, name: str) -> None:
     keyset = open_host(tmp_path, "memory").fs
@@ -151,6 +153,30 @@ def test_hostile_names_are_shown_as_what_they_are_not(tmp_path: Path, name: str)
     assert not path.startswith("/")
     assert path.isprintable()
     path.encode()
+
+
+@pytest.mark.parametrize("names", ["encrypted", "plain"])
+def test_a_folder_without_a_name_is_not_the_root(tmp_path: Path, names: str) -> None:
+    """'/a' would else be taken for 'a': an alias."""
+    fs = open_host(tmp_path, "memory", names=names).fs
+    names_ = fs._sync(fs.store.keyset).names()
+    assert Decoder(names_, "", "").decode("/" + names_.encode("a")) == ("%2F" + names_.encode("a"), True)
+
+
+def test_a_name_of_a_million_folders_costs_no_more_than_itself(tmp_path: Path) -> None:
+    fs = open_host(tmp_path, "memory", names="plain").fs
+    decoder = Decoder(fs._sync(fs.store.keyset).names(), "a", "a")
+    tracemalloc.start()
+    try:
+        path, foreign = decoder.decode("a" + "/b" * 10**6)
+        # One that is looked at folder by folder, and many of them.
+        for number in range(100):
+            decoder.decode(f"a/{number}" + "/b" * 1000)
+        size = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (path[:7], foreign) == ("a/b%2Fb", True)
+    assert size < 64 * 2**20
 
 
 # Copies into folders that are there

@@ -9,6 +9,8 @@ from typing import Any
 
 from sovstore.errors import FormatError
 
+#: Most bytes ``{`` and ``[`` of one document. The least object of a keyset takes 60 bytes, so 1 MiB has fewer.
+MOST_BRACKETS = 2**15
 _LOWER_HEX = frozenset(string.hexdigits.lower())
 
 
@@ -36,6 +38,9 @@ def load(raw: bytes, *, limit: int, what: str) -> dict[str, Any]:
     """
     if len(raw) > limit:
         raise FormatError(f"{what}: {len(raw)} bytes, more than the limit of {limit}", path=what)
+    # Counted before they are parsed, those in strings too: two bytes of nested lists become a hundred in memory.
+    if raw.count(b"{") + raw.count(b"[") > MOST_BRACKETS:
+        raise FormatError(f"{what}: more objects and lists than any keyset has", path=what)
     try:
         value = json.loads(raw.decode("ascii"), parse_float=_refuse, parse_constant=_refuse)
         # Duplicate keys, another order, spaces and upper-case escapes all fail this comparison.

@@ -384,9 +384,9 @@ def parse(raw: bytes) -> ParsedKeyset:
         "format store_id version created names auth epochs recovery",
         what=_WHAT,
     )
-    if members["format"] != 1 or type(members["format"]) is not int:
+    if members.integer("format", 0, MAX_VERSION) != 1:
         raise FormatError(
-            f"keyset: unknown format {members['format']!r}", path=_WHAT, hint="a newer sovstore may read it"
+            f"keyset: unknown format {members['format']}", path=_WHAT, hint="a newer sovstore may read it"
         )
     names = canonical.Fields(members["names"], "id key mode", what=_WHAT)
     auth = canonical.Fields(members["auth"], "id key", what=_WHAT)

@@ -81,9 +81,20 @@ class Names(Protocol):
         """Return the plaintext segment of one name segment below the plaintext path `parent`."""
 
 
+def _shown(path: str) -> str:
+    return path if len(path) <= 80 else f"{path[:77]}..."
+
+
 def _too_long(path: str, what: str, size: int, limit: int) -> PathError:
-    shown = path if len(path) <= 80 else f"{path[:77]}..."
-    return PathError(f"{shown!r}: {what} of {size} bytes; the limit is {limit}", path=path, hint="shorten the name")
+    return PathError(
+        f"{_shown(path)!r}: {what} of {size} bytes; the limit is {limit}", path=path, hint="shorten the name"
+    )
+
+
+def _check_length(path: str) -> None:
+    """Refuse what is longer than any name, before the grammar is looked at: that takes as long as the path is."""
+    if len(path) > MAX_NAME:
+        raise _too_long(path, "path", len(path.encode(errors="surrogatepass")), MAX_NAME)
 
 
 class PlainNames:
@@ -101,6 +112,7 @@ class PlainNames:
         """
         if not path:
             return ""
+        _check_length(path)
         check_path(path)
         for segment in path.split("/"):
             if (size := len(segment.encode())) > MAX_PLAIN_SEGMENT:
@@ -117,6 +129,9 @@ class PlainNames:
         FormatError
             When the host lists a name that no path has.
         """
+        if len(name) > MAX_NAME:
+            # Before the grammar is looked at, which takes as long as the name is.
+            raise _not_ours(name)
         try:
             if name and self.encode(_join(parent, name)).rpartition("/")[2] == name:
                 return name
@@ -160,6 +175,7 @@ class EncryptedNames:
         """
         if not path:
             return ""
+        _check_length(path)
         check_path(path)
         parent, encoded = "", []
         for segment in path.split("/"):
@@ -189,6 +205,8 @@ class EncryptedNames:
         FormatError
             When it is no encoded name, or an alias of one.
         """
+        if len(name) > MAX_NAME:
+            raise _not_ours(name)
         try:
             sealed = base64.b64decode(name + "=" * (-len(name) % 4), altchars=b"-_", validate=True)
         except ValueError as exc:
@@ -198,7 +216,7 @@ class EncryptedNames:
         try:
             padded = self._siv.decrypt(sealed, [self._store_id, parent.encode()])
         except InvalidTag as exc:
-            raise IntegrityError(f"{name!r}: the name failed authentication", path=name) from exc
+            raise IntegrityError(f"{_shown(name)!r}: the name failed authentication", path=name) from exc
         try:
             segment = padded.rstrip(b"\0").removesuffix(b"\x80").decode()
             # One path has one name: base64 with other spare bits, another padding, or a path that breaks the grammar or
@@ -211,7 +229,7 @@ class EncryptedNames:
 
 
 def _not_ours(name: str) -> FormatError:
-    return FormatError(f"{name!r}: not the name of any path", path=name, hint="sovstore did not write it")
+    return FormatError(f"{_shown(name)!r}: not the name of any path", path=name, hint="sovstore did not write it")
 
 
 def _join(parent: str, segment: str) -> str:

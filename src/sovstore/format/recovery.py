@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -145,11 +146,11 @@ class RecoveryKey:
             When the file is something else.
         """
         seed, scalar = _load(raw, _KEY_FORMAT, _MLKEM_SEED, _P384_SCALAR, what)
-        try:
+        # Outside the handler, so that not even the context of the error leads to the library's, which could hold it.
+        with suppress(ValueError):
             return cls(seed, scalar)
-        except ValueError:
-            # Without its cause: the message of the library could hold the scalar.
-            raise ConfigError(f"{what}: not a recovery key", path=what) from None
+        del seed, scalar
+        raise ConfigError(f"{what}: not a recovery key", path=what)
 
     def __repr__(self) -> str:
         """Return a text without the key."""
@@ -161,7 +162,8 @@ class RecoveryKey:
 
 
 def _load(raw: bytes, kind: str, mlkem_len: int, p384_len: int, what: str) -> tuple[bytes, bytes]:
-    try:
+    # Not in a handler: the errors of the parsers hold the whole file, and would stay the context of ours.
+    with suppress(FormatError):
         fields = canonical.Fields(
             canonical.load(raw.removesuffix(b"\n"), limit=_FILE_LIMIT, what=what),
             "format mlkem1024 p384",
@@ -169,9 +171,8 @@ def _load(raw: bytes, kind: str, mlkem_len: int, p384_len: int, what: str) -> tu
         )
         fields.choice("format", kind)
         return fields.base64("mlkem1024", mlkem_len, mlkem_len), fields.base64("p384", p384_len, p384_len)
-    except FormatError:
-        raise ConfigError(
-            f"{what}: not a {kind[9:-2]}",
-            path=what,
-            hint="'sovstore keys recovery-new' makes the pair; the .pub file is the recipient",
-        ) from None
+    raise ConfigError(
+        f"{what}: not a {kind[9:-2]}",
+        path=what,
+        hint="'sovstore keys recovery-new' makes the pair; the .pub file is the recipient",
+    )

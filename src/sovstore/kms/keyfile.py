@@ -46,7 +46,9 @@ def open_key(uri: str, access: Access) -> LocalKey:
     """
     path = _parse(uri)
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            # One byte more than is allowed: a longer file is refused without reading all of it.
+            raw = file.read(_FILE_LIMIT + 2)
     except FileNotFoundError as exc:
         hint = "'sovstore init STORE' makes it; if it was moved, correct 'kek' in the configuration"
         raise NoMatchingKeyError(f"{uri}: no such key file", path=uri, hint=hint) from exc

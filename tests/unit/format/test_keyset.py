@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sovstore.errors import FormatError, IntegrityError, UnwrapError
-from sovstore.format import keyset
-from sovstore.format.keyset import Keyset
-from sovstore.format.recovery import RecoveryKey
+from sovstore.errors import ConfigError, FormatError, IntegrityError, UnwrapError
+from sovstore.format import canonical, keyset
+from sovstore.format.keyset import Draft, Keyset
+from sovstore.format.recovery import Recipient, RecoveryKey
 from sovstore.kms.local import LocalKey
 from sovstore.secret import Secret
 
@@ -131,3 +134,55 @@ def test_any_change_is_refused(data):
     raw[at] = new
     with pytest.raises((FormatError, IntegrityError, UnwrapError, KeyError)):
         opened_by(bytes(raw), KEKS[0], first.store_id)
+
+
+@pytest.mark.parametrize("piece", ["[],", "{},", "[" * 400 + "]" * 400 + ",", '{"":' * 400 + "0" + "}" * 400 + ","])
+def test_lists_and_objects_are_counted_before_they_are_made(piece):
+    raw = ('{"body":"","tag":"","wraps":[' + piece * (2**21 // len(piece) - 20) + "0]}").encode()
+    assert len(raw) <= keyset.MAX_FILE
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="more objects and lists"):
+            keyset.parse(raw)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_largest_keyset_has_fewer(first):
+    """The limit refuses none that the format allows: 1 MiB of the least objects that a body may hold."""
+    draft = first.draft()
+    body = json.loads(draft.body)
+    body["recovery"] = [{"recipient": f"{n:032x}", "seal": "AA=="} for n in range(16_600)]
+    made = Draft(first, canonical.dump(body), draft.ksk)
+    assert keyset.MAX_BODY - 2000 < len(made.body) <= keyset.MAX_BODY
+    raw = made.finish({kek.uri: kek.wrap(made.ksk.reveal(), made.context) for kek in KEKS})
+    assert len(keyset.parse(raw).seals) == 16_600
+
+
+@pytest.mark.parametrize("format_", [2, "1", None, True, [1], -1])
+def test_an_unknown_format_is_refused_by_number(first, format_):
+    draft = first.draft()
+    body = canonical.dump({**json.loads(draft.body), "format": format_})
+    with pytest.raises(ValueError, match="unknown format 2" if format_ == 2 else "format is not an integer"):
+        Draft(first, body, draft.ksk).finish({"keyfile:/x": b"x"})
+
+
+@pytest.mark.parametrize("load", [RecoveryKey.load, Recipient.load])
+@pytest.mark.parametrize(
+    "change", [(b"recovery key 1", b"recovery key\xff1"), (b"}", b""), (b'"p384":"', b'"p384":"?')]
+)
+def test_a_recovery_key_is_not_in_the_error_for_its_file(load, change):
+    """Not in what led to it either: the errors of parsers hold the whole text."""
+    raw = RecoveryKey.generate().dump()
+    with pytest.raises(ConfigError) as caught:
+        load(raw.replace(*change), what="file")
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_a_scalar_that_is_none_is_not_in_the_error():
+    raw = json.loads(RecoveryKey.generate().dump())
+    with pytest.raises(ConfigError, match="not a recovery key") as caught:
+        RecoveryKey.load(canonical.dump({**raw, "p384": canonical.to_base64(b"\xff" * 48)}), what="file")
+    assert caught.value.__context__ is None

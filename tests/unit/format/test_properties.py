@@ -117,3 +117,13 @@ def test_chunk_span_covers_just_the_range(a, b):
         return
     assert span.start * CHUNK <= start < (span.start + 1) * CHUNK
     assert (span.stop - 1) * CHUNK < end <= span.stop * CHUNK
+
+
+@pytest.mark.parametrize("names", [PlainNames(), EncryptedNames(bytes(range(64)), STORE)], ids=["plain", "encrypted"])
+def test_a_long_name_is_refused_without_being_shown(names):
+    for name in ("a" * 10**6, "\u0327\u0300" * 10**5, "a/" * 10**5):
+        with pytest.raises(FormatError) as caught:
+            names.decode_segment("", name)
+        assert len(str(caught.value)) < 2000
+        with pytest.raises(PathError, match="the limit is 900"):
+            names.encode(name)
