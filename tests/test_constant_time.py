@@ -89,7 +89,6 @@ LISTED: dict[str, dict[str, list[str]]] = {
         "held_keys": ["known.raw == shown", "self._rejected[0] == shown"],
         "keyset_changes": ["await keysets.fetch(backend, config) != raw"],
         "keysets": ["found != raw"],
-        "store": ["now.etag != reader.stat.etag"],
     },
     "the context, which says what the service takes for AAD: a digest of the keyset, which the host has": {
         "kms.eviden": ["reply.text('aad') != asked['aad']"],

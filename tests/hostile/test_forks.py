@@ -31,7 +31,10 @@ from tests.stores import open_fs
 from tests.stress import amount, record
 
 # From Python 3.12 on: that is what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.stress,
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
 OLD, LARGE = content((0, 0, 100_000)), content((0, 1, 1_200_000))
 
 

@@ -23,6 +23,8 @@ from tests.hosts import PROVIDERS, cheap_key_files, open_host
 from tests.stores import make_store, on_azure, on_s3, open_fs
 from tests.stress import amount, record
 
+pytestmark = pytest.mark.stress
+
 SMALL, LARGE = content((0, 0, 1_000)), content((0, 1, 300_000))
 #: Bytes that an open file takes besides the eight chunks of it that it may keep (`ObjectReader`).
 BESIDES = 16_000

@@ -21,6 +21,8 @@ from tests.hosts import Host, cheap_key_files, temporaries
 from tests.stores import make_store, on_azure, on_s3, open_fs
 from tests.stress import amount, record
 
+pytestmark = pytest.mark.stress
+
 DATA = content((0, 0, 90_000))
 #: Loops one after the other, in every run and under stress.
 LOOPS = {"local": (200, 5000), "memory": (200, 5000), "s3": (200, 2000), "azurite": (200, 2000)}

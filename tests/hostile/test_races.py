@@ -24,6 +24,8 @@ from tests.hosts import Host, cheap_key_files
 from tests.stores import make_store, on_azure, on_s3, open_fs
 from tests.stress import amount, record
 
+pytestmark = pytest.mark.stress
+
 #: Few, so that everybody meets everybody; in two folders, one of which is now and then empty.
 PATHS = tuple(f"{folder}/{name}" for folder in ("a", "b") for name in range(3))
 #: Of one request, of a few chunks, and of more than what an opened reader has at hand.

@@ -29,6 +29,8 @@ from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, wr
 from tests.stores import PASSPHRASE, make_store, open_fs
 from tests.stress import amount
 
+pytestmark = pytest.mark.stress
+
 THREADS = 8
 #: Of each thread, in a test that `tests/hostile/test_races.py` does with a history and several processes.
 TURNS = amount(15, 200)

@@ -18,6 +18,8 @@ from tests.hosts import cheap_key_files
 from tests.stores import make_store, on_azure, on_s3, open_fs
 from tests.stress import amount
 
+pytestmark = pytest.mark.stress
+
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
 #: Several times what is allowed, so that even a part of an object that is kept would show. Under stress, 1 GiB.

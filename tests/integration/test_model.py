@@ -34,6 +34,8 @@ from tests.hosts import PROVIDERS, Host, cheap_key_files, open_host
 from tests.stores import open_fs
 from tests.stress import amount
 
+pytestmark = pytest.mark.stress
+
 CHUNK = 16384
 #: Few names, so that they meet: as objects, as folders, below each other.
 NAMES = ("a", "é", "名前", "A b.txt")
