@@ -18,7 +18,7 @@ from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobPrefix
 
 from sovstore.backends import azure_probe
-from sovstore.backends.azure_client import AzureClient, Pages, http_status
+from sovstore.backends.azure_client import AzureClient, Pages, http_status, name_at_random
 from sovstore.backends.azure_upload import AzureUpload, Blocks, condition, refused_blocks
 from sovstore.backends.base import STALE, Place, Stat, Upload
 from sovstore.backends.loop import LoopBackend, retried
@@ -298,6 +298,7 @@ async def _first(pages: Any) -> AsyncIterator[Any]:  # the SDK's pager
 
 def _plain_boundary(request: Any) -> None:  # of the SDK's pipeline, before it is signed
     """Take the "=" out of a batch's boundary: without quotes, as the SDK sends it, not every host can read that."""
+    name_at_random(request)
     http = request.http_request
     boundary = http.headers["Content-Type"].partition("boundary=")[2]
     plain = boundary.replace("=", "_")

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http.client import HTTPException
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 from azure.core.exceptions import (
@@ -23,6 +24,7 @@ from azure.core.exceptions import (
     ServiceRequestTimeoutError,
     ServiceResponseError,
 )
+from azure.core.pipeline.policies import SansIOHTTPPolicy
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient, ExponentialRetry
 
@@ -170,6 +172,22 @@ class _Transport(AioHttpTransport):  # type: ignore[misc]  # exported lazily, wh
         return reply
 
 
+def name_at_random(request: Any) -> None:  # of the SDK's pipeline, before it is signed
+    """Give a request another id than the SDK's, which holds the hardware address of this machine and the time."""
+    request.http_request.headers["x-ms-client-request-id"] = str(uuid4())
+
+
+class _Batched(SansIOHTTPPolicy):  # type: ignore[type-arg]  # the SDK has two kinds of each
+    """What the SDK does to each request inside a batch: gives it our id, then signs it."""
+
+    def __init__(self, signing: Any) -> None:  # the SDK has several; None where the URL is signed, or nothing is
+        self._signing = signing
+
+    def on_request(self, request: Any) -> Any:
+        name_at_random(request)
+        return self._signing.on_request(request) if self._signing is not None else None
+
+
 def _check_head(request: Any, reply: Any, *, stream: bool) -> None:  # the SDK has two kinds of each
     if 300 <= reply.status_code < 400 and reply.status_code != 304:
         hint = "a store is asked at its own endpoint only: correct 'endpoint' if it has moved"
@@ -297,11 +315,16 @@ class AzureClient:
             ),
             retry_policy=_Backoff(),
             permit_redirects=False,
+            raw_request_hook=name_at_random,
             max_single_put_size=_ONE_REQUEST,
             max_single_get_size=_ONE_REQUEST,
             max_chunk_get_size=_ONE_REQUEST,
         )
-        return service.get_container_client(self.container)
+        container = service.get_container_client(self.container)
+        # With it the SDK signs the requests inside a batch, which no hook sees.
+        signing: Any = container._credential_policy
+        container._credential_policy = _Batched(signing)  # type: ignore[assignment]  # it knows only its own
+        return container
 
     async def call(self, name: str, operation: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
         """Call an operation of the SDK's `BlobClient` and return its reply.

@@ -13,7 +13,7 @@ from azure.core import MatchConditions
 from azure.storage.blob import BlobBlock
 from azure.storage.blob.aio import ContainerClient
 
-from sovstore.backends.azure_client import AzureClient, Pages, http_status
+from sovstore.backends.azure_client import AzureClient, Pages, http_status, name_at_random
 from sovstore.backends.probe import Measured, Probe, allowed, judge, measure
 from sovstore.errors import SovstoreError
 
@@ -167,7 +167,12 @@ class _Prober:
     async def _anybody(self) -> ContainerClient:
         known = await self._client.open()
         # The connections are the client's own, and so is what they trust; they are not closed here.
-        return ContainerClient(await self._endpoint(), self._client.container, transport=known._pipeline._transport)
+        return ContainerClient(
+            await self._endpoint(),
+            self._client.container,
+            transport=known._pipeline._transport,
+            raw_request_hook=name_at_random,
+        )
 
     async def _anonymous_read(self) -> Measured:
         await self._put(name := self._name())

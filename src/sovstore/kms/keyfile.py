@@ -68,22 +68,25 @@ def open_key(uri: str, access: Access) -> LocalKey:
     )
     if fields.integer("memory_kib", 8, _MOST_MEMORY_KIB) < 8 * fields.integer("lanes", 1, _MOST_LANES):
         raise ConfigError(f"{uri}: not a key file of sovstore: too little memory for its lanes", path=uri)
-    stretched = _stretch(
-        _passphrase(uri, access, f"Passphrase of {path}: "),
-        salt,
-        fields.integer("memory_kib", 8, _MOST_MEMORY_KIB),
-        fields.integer("passes", 1, _MOST_PASSES),
-        fields.integer("lanes", 1, _MOST_LANES),
+    # Nothing secret is in a local variable: a wrong passphrase, or an altered file, puts this frame into a traceback.
+    cipher = AESGCM(
+        _stretch(
+            _passphrase(uri, access, f"Passphrase of {path}: "),
+            salt,
+            fields.integer("memory_kib", 8, _MOST_MEMORY_KIB),
+            fields.integer("passes", 1, _MOST_PASSES),
+            fields.integer("lanes", 1, _MOST_LANES),
+        )
     )
     try:
-        key = AESGCM(stretched).decrypt(sealed[:_NONCE], sealed[_NONCE:], _aad(salt))
+        key = Secret(cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], _aad(salt)))
     except InvalidTag as exc:
         raise KeyDeniedError(
             f"{uri}: wrong passphrase, or the key file was altered",
             path=uri,
             hint="try again; a forgotten passphrase can only be bypassed with the recovery key of the store",
         ) from exc
-    return LocalKey(uri, Secret(key))
+    return LocalKey(uri, key)
 
 
 def create_key(uri: str, access: Access) -> LocalKey:
@@ -97,9 +100,10 @@ def create_key(uri: str, access: Access) -> LocalKey:
     path = _parse(uri)
     if path.exists():
         raise ConfigError(f"{uri}: exists already", path=uri, hint="choose another path")
-    passphrase = _passphrase(uri, access, f"New passphrase for {path}: ")
-    key, salt, nonce = os.urandom(KEK), os.urandom(_SALT), os.urandom(_NONCE)
-    stretched = _stretch(passphrase, salt, _MEMORY_KIB, _PASSES, _LANES)
+    key, salt, nonce = Secret(os.urandom(KEK)), os.urandom(_SALT), os.urandom(_NONCE)
+    prompt = f"New passphrase for {path}: "
+    # As in `open_key`, nothing secret is in a local variable: the file may not be writable.
+    cipher = AESGCM(_stretch(_passphrase(uri, access, prompt), salt, _MEMORY_KIB, _PASSES, _LANES))
     content = canonical.dump(
         {
             "format": _FORMAT,
@@ -109,7 +113,7 @@ def create_key(uri: str, access: Access) -> LocalKey:
             "passes": _PASSES,
             "lanes": _LANES,
             "salt": canonical.to_base64(salt),
-            "key": canonical.to_base64(nonce + AESGCM(stretched).encrypt(nonce, key, _aad(salt))),
+            "key": canonical.to_base64(nonce + cipher.encrypt(nonce, key.reveal(), _aad(salt))),
         }
     )
     try:
@@ -118,7 +122,7 @@ def create_key(uri: str, access: Access) -> LocalKey:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = f"free some room in {path.parent}, then run it again" if full else f"check {path.parent}"
         raise ConfigError(f"{uri}: cannot be written: {exc.strerror}", path=uri, hint=hint) from exc
-    return LocalKey(uri, Secret(key))
+    return LocalKey(uri, key)
 
 
 def key_exists(uri: str) -> bool:
@@ -176,7 +180,8 @@ def _passphrase(uri: str, access: Access, prompt: str) -> str:
         raise ConfigError(f"{uri}: needs a passphrase and there is no terminal to ask on", path=uri, hint=hint)
     passphrase = access.passphrase(prompt)
     if not passphrase.isascii() and any("\ud800" <= char <= "\udfff" for char in passphrase):
-        # Checked, not tried: the error of `encode` would carry the whole passphrase.
+        # Checked, not tried: the error of `encode` would carry the whole passphrase. Nor does this one, in a variable.
+        del passphrase
         hint = "set it in a terminal or file that uses UTF-8"
         raise ConfigError(f"{uri}: the passphrase is not valid UTF-8", path=uri, hint=hint)
     if not passphrase:
