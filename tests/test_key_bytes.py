@@ -64,7 +64,7 @@ KEYS: dict[str, tuple[set[str], str]] = {
     "pins": ({"mac", "reveal"}, "digests of paths, under a key that is derived for them alone"),
     "kms.base": ({"_decrypt", "_encrypt", "defines kek"}, "puts the context behind the KSK and takes it off again"),
     "kms.eviden": ({"defines kek", "reveal"}, "sends the KSK to the service; its token travels in a header"),
-    "kms.keyfile": ({"Secret", "cipher", "random"}, "makes a KEK, and opens it by a passphrase"),
+    "kms.keyfile": ({"Secret", "cipher", "random", "reveal"}, "makes a KEK, and opens it by a passphrase"),
     "kms.keyring": ({"Secret", "random"}, "makes a KEK, and reads it from the keyring of the OS"),
     "kms.kmip": ({"defines kek", "random"}, "sends the KSK to the service; random is the IV"),
     "kms.local": ({"cipher", "defines kek", "random", "reveal"}, "is a KEK of this machine; random is the nonce"),
@@ -361,6 +361,7 @@ def test_what_a_store_shows_of_its_keys_while_it_is_used(tmp_path: Path) -> None
         "format.keyset",
         "format.recovery",
         "keysets",
+        "kms.keyfile",
         "kms.local",
     }
     assert watched.askers <= KEYS.keys()
@@ -373,7 +374,6 @@ def test_what_a_store_shows_of_its_keys_while_it_is_used(tmp_path: Path) -> None
         "format.names",
         "format.recovery",
         "kms.base",
-        "kms.keyfile",
         "kms.local",
         "secret",
     }
