@@ -55,10 +55,11 @@ def sweep(path: Path, *, name: str | None = None, end: str = "") -> None:
     """Delete what killed writers left beside a file; arguments as `temporary`."""
     unused = 0
     for place in _places(path, name, end):
-        unused = 0 if os.path.lexists(place) else unused + 1
-        if unused == _GAP:
+        if os.path.lexists(place):
+            unused = 0
+            delete_if_dead(place)
+        elif (unused := unused + 1) == _GAP:
             return
-        delete_if_dead(place)
 
 
 def _places(path: Path, name: str | None, end: str) -> Iterator[Path]:

@@ -49,13 +49,8 @@ def parse_config(data: bytes) -> None:
     variables = {_PREFIX + os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
     file = _File(_FILE)
     file.content = content
-    os.environ.update(variables)
-    try:
-        with _found(file):
-            loaded = config.load(file)
-    finally:
-        for name in variables:
-            os.environ.pop(name, None)
+    with _found(file, variables):
+        loaded = config.load(file)
     for described in list(loaded.stores.values())[:_LOOKED_AT]:
         _look_at(described)
     try:
@@ -66,13 +61,15 @@ def parse_config(data: bytes) -> None:
 
 
 @contextmanager
-def _found(file: _File) -> Iterator[None]:
-    find = config.find
+def _found(file: _File, variables: dict[str, str]) -> Iterator[None]:
+    find, environ = config.find, os.environ
     config.find = lambda _explicit=None: file  # type: ignore[assignment]  # a path of ours
+    # A copy: the C library never frees the name of a variable, and a million of them look like a leak of the parser.
+    os.environ = {**environ, **variables}  # type: ignore[assignment]  # noqa: B003  # a mapping
     try:
         yield
     finally:
-        config.find = find
+        config.find, os.environ = find, environ
 
 
 def _look_at(described: StoreConfig) -> None:

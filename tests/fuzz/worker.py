@@ -15,6 +15,8 @@ import atheris  # type: ignore[import-untyped]
 
 #: Seconds of the wall clock after which an input hangs: for what takes no processor time.
 _HANGS_S = 60
+#: Seconds of processor time after which an input is tried again.
+_ODD_S = 0.05
 #: Megabytes at which libFuzzer stops it; the limit for an input is checked here, and is far below.
 _MOST_MB = 2048
 
@@ -24,7 +26,7 @@ def main(name: str, runs: int, folder: Path) -> NoReturn:
     for variable in [v for v in os.environ if v.startswith("SOVSTORE_STORES__")]:
         del os.environ[variable]
     with atheris.instrument_imports(include=["sovstore"]):
-        from tests.fuzz.target import MOST_BYTES, MOST_S, hold
+        from tests.fuzz.target import MOST_BYTES, MOST_S, hold, processor_time
         from tests.fuzz.targets import TARGETS
     target = TARGETS[name]
     seeds, corpus, found, words = folder / "seeds", folder / "corpus", folder / "found", folder / "words"
@@ -59,6 +61,9 @@ def main(name: str, runs: int, folder: Path) -> NoReturn:
             target(data)
         finally:
             seconds = time.thread_time() - start
+            if seconds > _ODD_S and sys.exception() is None:
+                # Once more: a machine that stood still is not the input's doing.
+                seconds = min(seconds, processor_time(target, data))
             if seconds > slowest:
                 slowest = seconds
                 (folder / "slowest").write_bytes(data)
@@ -74,6 +79,8 @@ def main(name: str, runs: int, folder: Path) -> NoReturn:
         "runs": runs,
         "max_len": target.longest,
         "timeout": _HANGS_S,
+        # Processor time is what counts, and it is counted here.
+        "report_slow_units": _HANGS_S,
         "rss_limit_mb": _MOST_MB,
         "malloc_limit_mb": _MOST_MB,
         "artifact_prefix": f"{found}/",

@@ -91,9 +91,12 @@ def _too_long(path: str, what: str, size: int, limit: int) -> PathError:
     )
 
 
-def _check_length(path: str) -> None:
+def _check_length(path: str, most: int) -> None:
     """Refuse what is longer than any name, before the grammar is looked at: that takes as long as the path is."""
     if len(path) > MAX_NAME:
+        size = max(len(segment.encode(errors="surrogatepass")) for segment in path.split("/"))
+        if size > most:
+            raise _too_long(path, "segment", size, most)
         raise _too_long(path, "path", len(path.encode(errors="surrogatepass")), MAX_NAME)
 
 
@@ -112,7 +115,7 @@ class PlainNames:
         """
         if not path:
             return ""
-        _check_length(path)
+        _check_length(path, MAX_PLAIN_SEGMENT)
         check_path(path)
         for segment in path.split("/"):
             if (size := len(segment.encode())) > MAX_PLAIN_SEGMENT:
@@ -175,7 +178,7 @@ class EncryptedNames:
         """
         if not path:
             return ""
-        _check_length(path)
+        _check_length(path, MAX_SEGMENT)
         check_path(path)
         parent, encoded = "", []
         for segment in path.split("/"):
