@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,8 +49,10 @@ def main(name: str, runs: int, folder: Path) -> NoReturn:
             "growth_mib": round((_peak() - base) / 2**20, 1),
         }
         fresh = folder / ".progress.json"
-        fresh.write_text(json.dumps(known))
-        fresh.replace(folder / "progress.json")
+        # A full disk is told by the end of the run, and is not the input's doing.
+        with suppress(OSError):
+            fresh.write_text(json.dumps(known))
+            fresh.replace(folder / "progress.json")
 
     def one(data: bytes) -> None:
         nonlocal base, inputs, slowest, told
@@ -66,7 +69,8 @@ def main(name: str, runs: int, folder: Path) -> NoReturn:
                 seconds = min(seconds, processor_time(target, data))
             if seconds > slowest:
                 slowest = seconds
-                (folder / "slowest").write_bytes(data)
+                with suppress(OSError):
+                    (folder / "slowest").write_bytes(data)
             now = time.monotonic()
             if inputs >= runs or now - told >= 1:
                 told = now
