@@ -108,8 +108,6 @@ import json, sys
 from pathlib import Path
 from sovstore.filesystem import SovFileSystem
 
-pytestmark = pytest.mark.stress
-
 def status(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
