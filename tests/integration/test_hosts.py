@@ -96,10 +96,10 @@ def test_gc_leaves_young_uploads_alone(server: Any, store: Path) -> None:
 # Many objects
 
 #: Several pages of the host's listings. That memory does not grow with them is seen under stress, with 20,000.
-COUNT = {"s3": amount(2_500, 20_000), "azurite": amount(6_000, 20_000)}
+COUNT = {"s3": amount(2_500, 20_000), "azurite": amount(5_100, 20_000)}
 _PAGE = {"s3": 1000, "azurite": 5000}
 #: Objects in the folder that `rm -r` deletes. Azurite takes 10 ms and more for each, so there only some.
-_DELETED = {"s3": COUNT["s3"], "azurite": amount(300, 500)}
+_DELETED = {"s3": COUNT["s3"], "azurite": amount(100, 500)}
 #: Bytes that a listing takes, however long it is: one page of it, as the SDK holds it.
 _PAGE_SIZE = {"s3": 24 * MIB, "azurite": 96 * MIB}
 
@@ -251,8 +251,9 @@ def test_a_rename_meets_a_writer(store: Path) -> None:
         assert set(there.values()) <= {old, new}
         if isinstance(renamed, Exception):
             assert isinstance(renamed, SovstoreError)
-        # Nothing that was written is lost: it is under one of the two names.
-        assert new in there.values()
+        # Nothing that was written is lost, where the host keeps a condition on the deletion of the old name: elsewhere
+        # it may be written between the last look and the deletion (docs/threat-model.md).
+        assert new in there.values() or ("delete:match" not in backend_of(store).conditions and renamed is None)
         fs.rm(list(there))
 
 
