@@ -24,6 +24,8 @@ from tests.servers.faults import LISTINGS
 from tests.stores import make_store, on_azure, on_s3, open_fs
 from tests.stress import amount
 
+pytestmark = pytest.mark.stress
+
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
 #: Of more than one part, and so of more than one request at every host.
