@@ -24,6 +24,8 @@ _MOST_REPEATED = 1000
 _MOST_FOREIGN = 100_000
 #: Names of one listing that the log says are foreign, one by one.
 _LOGGED = 100
+#: What the log says of a foreign name; the commands, which report such names by themselves, know it by this.
+FOREIGN_NAME = "%r: a name at the host that this store did not make%s"
 _log = logging.getLogger("sovstore")
 
 
@@ -127,7 +129,7 @@ class Decoder:
         if self._undecodable <= _LOGGED:
             shown = name if len(name) <= _SHOWN else f"{name[: _SHOWN - 3]}..."
             more = "; others are not logged" if self._undecodable == _LOGGED else ""
-            _log.warning("%r: a name at the host that this store did not make%s", shown, more)
+            _log.warning(FOREIGN_NAME, shown, more)
         return _escape(segment)
 
 

@@ -206,6 +206,7 @@ kek = "keyfile:DIR/kek.key"
 cache = "1h"
 grace = "0s"
 names = "encrypted"
+freshness = "unchecked"
 store_id = "HEX32"
 auth_fingerprint = "HEX64"
 options = {a = 1, b = {c = "d"}}

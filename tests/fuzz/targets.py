@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from tests.fuzz import secrets
 
 # For the drivers whose credentials are looked up when they are made.
 os.environ.setdefault("SOVSTORE_FUZZ_TOKEN", secrets.TOKEN)
-logging.getLogger("sovstore").addHandler(logging.NullHandler())
 
-from tests.fuzz import keysets, objects, replies, settings  # noqa: E402  # they read the environment
-from tests.fuzz.target import Target  # noqa: E402
+from tests.fuzz import keysets, objects, replies, settings  # they read the environment
+from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
     target.name: target

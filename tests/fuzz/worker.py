@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import resource
 import sys
@@ -26,6 +27,7 @@ def main(name: str, runs: int, folder: Path) -> NoReturn:
     """Fuzz one target until it has had its runs, or something is found; what is known is in ``progress.json``."""
     for variable in [v for v in os.environ if v.startswith("SOVSTORE_STORES__")]:
         del os.environ[variable]
+    logging.getLogger("sovstore").addHandler(logging.NullHandler())
     with atheris.instrument_imports(include=["sovstore"]):
         from tests.fuzz.target import MOST_BYTES, MOST_S, hold, processor_time
         from tests.fuzz.targets import TARGETS

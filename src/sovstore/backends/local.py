@@ -42,6 +42,9 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Opening waits for nobody (a pipe would) and follows no link.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+#: What only this driver makes: a file that its writers lock.
+_OWN_FOLDER = ".sovstore/"
+_LOCK = f"{_OWN_FOLDER}lock"
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{24}")
 
 T = TypeVar("T")
@@ -107,7 +110,7 @@ def _in_turn(root: Path, *, alone: bool) -> Iterator[None]:
     """
     flags = (os.O_RDWR if alone else os.O_RDONLY) | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(root / ".sovstore" / "lock", flags, 0o666)
+        descriptor = _locked(root / _LOCK, flags, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
     except (FileNotFoundError, PermissionError):
         if alone:
             raise
@@ -115,12 +118,33 @@ def _in_turn(root: Path, *, alone: bool) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
     finally:
         # Closing is not enough: a child that was forked meanwhile would hold the lock for as long as it lives.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _locked(path: Path, flags: int, kind: int) -> int:
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, kind)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Whoever held it deleted it, with the folder: others hold the new one.
+        os.close(descriptor)
+
+
+def _delete_lock(root: Path) -> None:
+    """Delete the lock file where nothing else is left in its folder."""
+    with suppress(FileNotFoundError):
+        if os.listdir((root / _LOCK).parent) == ["lock"]:
+            with _in_turn(root, alone=True):
+                os.unlink(root / _LOCK)
 
 
 def _below(root: Path, name: str) -> Path:
@@ -250,6 +274,8 @@ class LocalBackend(Backend):
             for name in names:
                 with _mapped(name), suppress(FileNotFoundError, NotADirectoryError):
                     if name.endswith("/"):
+                        if name == _OWN_FOLDER:
+                            _delete_lock(self._root)
                         self._path(name).rmdir()
                     else:
                         path = self._path(name)

@@ -251,10 +251,6 @@ def describe(error: SovstoreError) -> dict[str, Any]:
     }
 
 
-#: What the library logs of a foreign name, which the commands report by themselves.
-_FOREIGN = "%r: a name at the host that this store did not make"
-
-
 class LogHandler(logging.Handler):
     """Prints the library's warnings as a command's own.
 
@@ -270,5 +266,9 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        if record.msg != _FOREIGN or self._output.debug:
+        # Not at the top: `sovstore --help` needs none of it.
+        from sovstore.listing import FOREIGN_NAME
+
+        # The commands report foreign names by themselves.
+        if record.msg != FOREIGN_NAME or self._output.debug:
             self._output.warn(record.getMessage())
