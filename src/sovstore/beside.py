@@ -110,8 +110,8 @@ def _made(path: Path, name: str | None, end: str, mode: int) -> tuple[Path, int]
     raise AssertionError("numbers do not end")
 
 
-def write_all(descriptor: int, content: bytes) -> None:
-    """Write bytes to a file and wait until they are on its disk.
+def append(descriptor: int, content: bytes | bytearray | memoryview) -> None:
+    """Write all of some bytes to a file.
 
     Raises
     ------
@@ -121,6 +121,11 @@ def write_all(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write bytes to a file, as `append`, and wait until they are on its disk."""
+    append(descriptor, content)
     os.fsync(descriptor)
 
 
@@ -149,11 +154,22 @@ def create(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary(path, mode=mode) as (made, descriptor):
         write_all(descriptor, content)
-        try:
-            os.link(made, path)
-        except OSError as exc:
-            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            # A file system without hard links: the name is taken first.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-            os.replace(made, path)
+        settle(made, path, mode=mode)
+
+
+def settle(made: Path, path: Path, *, mode: int = 0o666) -> None:
+    """Give a temporary file that is complete its name, which must be free.
+
+    Raises
+    ------
+    OSError
+        When there is a file of that name already: of two that make the same file one fails.
+    """
+    try:
+        os.link(made, path)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: the name is taken first.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        os.replace(made, path)

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
-from sovstore.backends.base import Backend, Stat
+from sovstore.backends.base import Backend, Stat, Upload
 from sovstore.backends.registry import open_backend
 from sovstore.config import StoreConfig
 from sovstore.errors import (
@@ -219,9 +220,10 @@ class Store:
         """
         return (await self._names()).encode(path)
 
-    async def _dek(self, path: str, header: bytes) -> Secret:
+    async def _dek(self, path: str, header: bytes, *, what: str | None = None) -> Secret:
         """Return the DEK of an object, after reloading the keyset once when its epoch is unknown."""
-        key_id = header_key_id(header, what=path)
+        what = what or path
+        key_id = header_key_id(header, what=what)
         keyset = await self.keyset()
         epoch = keyset.epoch(key_id)
         if epoch is None:
@@ -232,8 +234,8 @@ class Store:
             hint = (
                 "it belongs to another store, or was altered" if epoch is None else "its key was destroyed on purpose"
             )
-            raise IntegrityError(f"{path}: sealed under an epoch that is {state}", path=path, hint=hint)
-        return open_header(epoch.key, keyset.store_id, path, header, what=path)
+            raise IntegrityError(f"{what}: sealed under an epoch that is {state}", path=what, hint=hint)
+        return open_header(epoch.key, keyset.store_id, path, header, what=what)
 
     # Reading
 
@@ -288,6 +290,31 @@ class Store:
         except ObjectNotFoundError as exc:
             raise await self._missing(path) from exc
         # A handle stays open for longer than the keys of its store may be used: a revoked KEK stops it too.
+        reader.may_go_on = self.keyset
+        return reader
+
+    async def reader_outside(self, backend: Backend, name: str, path: str, *, what: str) -> ObjectReader:
+        """Return the reader of what `writer_outside` wrote; its header and its length are authentic.
+
+        Parameters
+        ----------
+        backend, name : Backend, str
+            Where it is kept.
+        path : str
+            The path that it was sealed for.
+        what : str
+            What it is, for error messages.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError, FormatError, IntegrityError
+            When it is not there, or not authentic.
+        """
+
+        async def unwrap(_: str, header: bytes) -> Secret:
+            return await self._dek(path, header, what=what)
+
+        reader = await ObjectReader.open(backend, name, what, unwrap)
         reader.may_go_on = self.keyset
         return reader
 
@@ -360,6 +387,18 @@ class Store:
                 self._foreign.add(plain)
             yield self._entry(plain, stat, foreign=foreign)
 
+    async def made_name(self, entry: Entry) -> bool:
+        """Return whether the store made the name of an entry: of a foreign one, whether that is for its size alone.
+
+        Such an object was damaged, and is refused when it is opened; anything else is somebody else's.
+        """
+        if not entry.foreign:
+            return True
+        try:
+            return await self.name(entry.path) == entry.name
+        except SovstoreError:
+            return False
+
     # Writing
 
     async def writer(self, path: str, *, create: bool = False, size: int | None = None) -> ObjectWriter:
@@ -407,6 +446,30 @@ class Store:
         writer.may_end, writer.ended = may_end, ended
         return writer
 
+    async def writer_outside(self, upload: Upload, path: str, *, what: str) -> ObjectWriter:
+        """Return a write of something that is sealed for the store and kept outside of it, such as a manifest.
+
+        Parameters
+        ----------
+        upload : Upload
+            Where the bytes go.
+        path : str
+            The path that it is sealed for: a reserved one, which no object has.
+        what : str
+            What it is, for error messages.
+
+        Raises
+        ------
+        KeyDeniedError
+            When the store is read-only: a reader's keyset may be an old one, and nothing is sealed under its epochs.
+        """
+        await self._refuse_read_only()
+        dek = Secret(os.urandom(KEY))
+        header = await self._header(path, dek)
+        writer = ObjectWriter(upload, what, what, header, dek)
+        writer.may_end = partial(self._check_epoch, what, header_key_id(header, what=what))
+        return writer
+
     async def _check_epoch(self, path: str, key_id: bytes) -> None:
         """Refuse to publish what is sealed under an epoch that was destroyed meanwhile."""
         keyset = await self.keyset()
@@ -438,12 +501,15 @@ class Store:
 
     async def _writable_name(self, path: str) -> str:
         name = await self.name(path)
-        self._refuse_recovery()
-        if (await self._keys()).read_only:
-            raise read_only(self.config)
+        await self._refuse_read_only()
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
         return name
+
+    async def _refuse_read_only(self) -> None:
+        self._refuse_recovery()
+        if (await self._keys()).read_only:
+            raise read_only(self.config)
 
     def _refuse_recovery(self) -> None:
         if self._held.recovery_key is not None:

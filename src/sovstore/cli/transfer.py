@@ -132,9 +132,4 @@ async def has_foreign_name(fs: SovFileSystem, entry: Entry) -> bool:
 
     An entry of its own name that is foreign by its size was damaged, and is refused when it is opened.
     """
-    if not entry.foreign:
-        return False
-    try:
-        return await fs.store.name(entry.path) != entry.name
-    except SovstoreError:
-        return True
+    return not await fs.store.made_name(entry)
