@@ -28,6 +28,7 @@ _MODULES = (
     "get",
     "copying",
     "inspection",
+    "manifest",
     "accept",
     "providers",
     "policy",

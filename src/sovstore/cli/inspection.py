@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from sovstore.cli.app import app, command
 from sovstore.cli.arguments import JOBS, Jobs, Url, argument, complete_stores
 from sovstore.cli.output import Bar, count_text, describe, size_text, time_text
@@ -176,21 +178,36 @@ class _Report(Outcome):
     app,
     "verify",
     reading=True,
-    examples=["verify cohortes", "verify sov://cohortes/2026 --jobs 16", "verify cohortes --json > report.json"],
+    examples=[
+        "verify cohortes",
+        "verify cohortes --manifest cohortes-2026-11.manifest",
+        "verify sov://cohortes/2026 --jobs 16",
+        "verify cohortes --json > report.json",
+    ],
 )
 def verify(
     run: Run,
     what: Annotated[str, argument("STORE|URL", complete_stores)],
     *,
+    manifest: Annotated[
+        str | None, typer.Option("--manifest", metavar="FILE", help="Hold all of it against this manifest, too.")
+    ] = None,
     jobs: Jobs = JOBS,
 ) -> int:
     """Read every object to its end and authenticate all of it.
 
-    Exit code 3 when anything is not what was stored, 5 when something could not be read. It finds objects
-    that were altered, swapped, cut or replaced; not those that the host no longer lists, nor an older one put back.
+    Exit code 3 when anything is not what was stored, 5 when something could not be read. By itself it finds objects
+    that were altered, swapped, cut or replaced by others; not those that the host no longer lists, nor an older one
+    put back. With --manifest, which sovstore manifest makes, it finds these too: MISSING, and REPLACED OR OLDER,
+    which is what an object that you wrote again since then is as well. What was added since is extra, and no failure.
     """
     target, store = in_store(what) if parse(what).store else in_store(f"sov://{what}/")
     fs = run.open(store)
+    if manifest is not None:
+        # Not at the top: its own command stands behind this one in the list of commands.
+        from sovstore.cli.manifest import verify_against
+
+        return verify_against(run, fs, target.path, manifest, jobs)
     report = _Report()
     with run.out.progress("verified") as bar:
         run.wait(_verify(run, fs, target.path, report, jobs, bar))
