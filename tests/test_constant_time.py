@@ -40,6 +40,7 @@ SEARCHED = (
     "keyset_copies.py",
     "keysets.py",
     "kms/*.py",
+    "manifests.py",
     "objects.py",
     "os_keyring.py",
     "secret.py",
@@ -49,6 +50,7 @@ SEARCHED = (
 LISTED: dict[str, dict[str, list[str]]] = {
     "ids and names of epochs, stores, KEKs and recipients: no secrets, the host has them in the clear": {
         "format.keyset": ["store_id != self.store_id", "epoch.id == key_id", "e.id == key_id"],
+        "manifests": ["parser.head.store_id != (await store.keyset()).store_id"],
         "keyset_changes": [
             "absent == [registry.label(config.kek)]",
             "label not in configured",
@@ -84,6 +86,9 @@ LISTED: dict[str, dict[str, list[str]]] = {
         ],
         "kms.settings": ["uri == service", "uri.startswith(service)"],
         "store": ["keyset.primary.id != key_id", "await self.key_id(entry) == (await self.keyset()).primary.id"],
+    },
+    "salts and commitments in front of bodies, which were opened before: the host has all of them in the clear": {
+        "manifests": ["reader.version == entry.version"],
     },
     "what the host sent against what it sent before: it knows both": {
         "held_keys": ["known.raw == shown", "self._rejected[0] == shown"],
@@ -153,7 +158,19 @@ LISTED: dict[str, dict[str, list[str]]] = {
     },
     "lengths and paths": {
         "objects": ["got != wanted", "exc.path != name", "name == path"],
-        "store": ["path in self._foreign", "source == target", "inner == stat.name"],
+        "format.manifest": ["entry.path.startswith(self._prefix)", "totals != counted"],
+        "manifests": [
+            "reader.plain_size == entry.size",
+            "path != below",
+            "path.startswith(prefix)",
+            "entry.path.startswith(prefix)",
+        ],
+        "store": [
+            "path in self._foreign",
+            "source == target",
+            "inner == stat.name",
+            "await self.name(entry.path) == entry.name",
+        ],
     },
 }
 #: Every comparison in constant time there is: module -> what is compared.

@@ -300,9 +300,9 @@ class Manifest:
         FormatError, IntegrityError
             As `entries`, and when the host's listing is refused.
         """
-        below = self.head.below
+        below, prefix = self.head.below, f"{self.head.below}/" if self.head.below else ""
         path = below if path is None else path
-        if path != below and not path.startswith(f"{below}/" if below else ""):
+        if path != below and not path.startswith(prefix):
             shown = f"sov://{self.store.config.name}/{below}"
             raise ConfigError(f"{self.what}: is a manifest of {shown} only", path=self.what, hint=f"check {shown}")
         read = _Reading(self.store, content, advance)
