@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,16 +39,12 @@ from sovstore.format.manifest import (
 )
 from sovstore.objects import BLOCK, ObjectReader
 from sovstore.store import Store
+from sovstore.walk import Listed, in_order, walk
 
-#: Names of folders on the way down that are held at once, at about 200 bytes each.
-_MOST_HELD = 10_000_000
-#: Results that wait for an earlier one, for each object under way: a large object must not stop all others.
-_WAITING = 16
 #: Characters of a file's name that its temporary file is called after.
 _CALLED = 50
 
 A = TypeVar("A")
-B = TypeVar("B")
 
 #: What became of an object: as the manifest has it; not there; of another size or version, newer or older, which a
 #: manifest cannot tell; refused; not read for another reason; not in the manifest; under a name of somebody else.
@@ -76,14 +71,6 @@ class Finding:
     path: str
     size: int = 0
     error: SovstoreError | None = None
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """An object that the host lists, or a name that the store did not make."""
-
-    path: str
-    foreign: bool = False
 
 
 # Writing
@@ -114,7 +101,7 @@ async def record(
             f"{path}: is not a folder", path=path, hint="a manifest is of a folder, or of the whole store"
         )
 
-    async def one(listed: _Listed) -> ManifestEntry | None:
+    async def one(listed: Listed) -> ManifestEntry | None:
         if listed.foreign:
             if foreign is not None:
                 foreign(listed.path)
@@ -122,7 +109,7 @@ async def record(
         reader = await store.reader(listed.path)
         return ManifestEntry(listed.path, reader.plain_size, reader.version)
 
-    async with aclosing(_in_order(_walk(store, path), one, jobs)) as entries:
+    async with aclosing(in_order(walk(store, path), one, jobs)) as entries:
         async for entry in entries:
             if entry is not None:
                 yield entry
@@ -253,7 +240,7 @@ class Manifest:
         self._reader = reader
 
     async def entries(self, path: str | None = None) -> AsyncGenerator[ManifestEntry, None]:
-        """Yield the entries, in order; each is authentic, and the last one follows only when the manifest is complete.
+        """Yield the entries, in order; each is authentic.
 
         Parameters
         ----------
@@ -263,7 +250,7 @@ class Manifest:
         Raises
         ------
         FormatError, IntegrityError
-            When it is altered, or not as docs/spec/manifest.md has it.
+            When it is altered, or not as docs/spec/manifest.md has it. Counts are compared behind the last entry.
         """
         parser = ManifestParser(what=self.what)
         prefix = f"{path}/" if path else ""
@@ -306,8 +293,8 @@ class Manifest:
             shown = f"sov://{self.store.config.name}/{below}"
             raise ConfigError(f"{self.what}: is a manifest of {shown} only", path=self.what, hint=f"check {shown}")
         read = _Reading(self.store, content, advance)
-        pairs, count = _joined(self.entries(path), _walk(self.store, path)), 0
-        async with aclosing(_in_order(pairs, lambda pair: read.compare(*pair), jobs)) as findings:
+        pairs, count = _joined(self.entries(path), walk(self.store, path)), 0
+        async with aclosing(in_order(pairs, lambda pair: read.compare(*pair), jobs)) as findings:
             async for finding in findings:
                 count += 1
                 yield finding
@@ -373,7 +360,7 @@ class _Reading:
     def __init__(self, store: Store, content: bool, advance: Callable[[int], object] | None) -> None:  # noqa: FBT001
         self._store, self._content, self._advance = store, content, advance
 
-    async def compare(self, entry: ManifestEntry | None, listed: _Listed | None) -> Finding:
+    async def compare(self, entry: ManifestEntry | None, listed: Listed | None) -> Finding:
         """Return what became of one object, which the manifest has, the host lists, or both."""
         if listed is None:
             assert entry is not None  # noqa: S101  # nosec B101  # one of the two is there
@@ -404,8 +391,8 @@ class _Reading:
 
 
 async def _joined(
-    entries: AsyncIterator[ManifestEntry], listed: AsyncIterator[_Listed]
-) -> AsyncIterator[tuple[ManifestEntry | None, _Listed | None]]:
+    entries: AsyncIterator[ManifestEntry], listed: AsyncIterator[Listed]
+) -> AsyncIterator[tuple[ManifestEntry | None, Listed | None]]:
     """Yield what two sorted sequences have, side by side; a foreign name has no other side."""
     entry, found = await anext(entries, None), await anext(listed, None)
     while entry is not None or found is not None:
@@ -417,7 +404,7 @@ async def _joined(
             found = await anext(listed, None)
 
 
-def _order(entry: ManifestEntry | None, found: _Listed | None) -> int:
+def _order(entry: ManifestEntry | None, found: Listed | None) -> int:
     """Return below 0 when the entry comes first, above it when the listed one does, 0 when they are of one path."""
     if entry is None or (found is not None and found.foreign):
         return 1
@@ -425,71 +412,3 @@ def _order(entry: ManifestEntry | None, found: _Listed | None) -> int:
         return -1
     one, other = entry.path.encode(), found.path.encode()
     return (one > other) - (one < other)
-
-
-async def _walk(store: Store, path: str) -> AsyncIterator[_Listed]:
-    """Yield the objects below a folder in the order of the UTF-8 of their paths, and foreign names between them.
-
-    A folder is sorted as its name with ``/`` behind it, which is what all paths in it begin with: ``a-b`` and ``a.b``
-    come before ``a/b``, and ``a0`` behind it.
-
-    Raises
-    ------
-    IntegrityError
-        When the host's listing is refused.
-    StoreError
-        When it lists more names than can be sorted here.
-    """
-    folders = [(path, await _names(store, path, 0))]
-    while folders:
-        folder, names = folders[-1]
-        if not names:
-            folders.pop()
-            continue
-        raw, foreign = names.pop()
-        full = f"{folder}/{raw.decode()}" if folder else raw.decode()
-        if foreign or not full.endswith("/"):
-            yield _Listed(full, foreign)
-        else:
-            held = sum(len(others) for _, others in folders)
-            folders.append((full[:-1], await _names(store, full[:-1], held)))
-
-
-async def _names(store: Store, folder: str, held: int) -> list[tuple[bytes, bool]]:
-    """Return the names in one folder, the last one first, each with whether it is foreign; `held` are held already."""
-    found: set[tuple[bytes, bool]] = set()
-    skip = len(folder) + 1 if folder else 0
-    async for entry in store.list(folder):
-        name = f"{entry.path[skip:]}/" if entry.folder else entry.path[skip:]
-        # A set: a host may list a name twice.
-        found.add((name.encode(), not await store.made_name(entry)))
-        if held + len(found) > _MOST_HELD:
-            hint = "spread the objects over more folders, or make a manifest of each folder"
-            raise StoreError(f"{folder or '/'}: more than {_MOST_HELD:,} names to sort", path=folder, hint=hint)
-    return sorted(found, reverse=True)
-
-
-async def _in_order(items: AsyncIterator[A], work: Callable[[A], Awaitable[B]], jobs: int) -> AsyncGenerator[B, None]:
-    """Yield the result of work on each item, in the order of the items, with `jobs` of them under way at a time."""
-    turns = asyncio.Semaphore(jobs)
-
-    async def one(item: A) -> B:
-        async with turns:
-            return await work(item)
-
-    under_way: deque[asyncio.Task[B]] = deque()
-    try:
-        async for item in items:
-            under_way.append(asyncio.create_task(one(item)))
-            if len(under_way) >= jobs * _WAITING:
-                yield await under_way[0]
-                under_way.popleft()
-        while under_way:
-            yield await under_way[0]
-            under_way.popleft()
-    finally:
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 
 import pytest
 
-from sovstore import beside, config, manifests, rotation
+from sovstore import beside, config, manifests, rotation, walk
 from sovstore.errors import (
     ConfigError,
     FormatError,
@@ -21,12 +22,13 @@ from sovstore.errors import (
 )
 from sovstore.format.manifest import ManifestEntry, Totals
 from sovstore.format.recovery import RecoveryKey
-from sovstore.manifests import Finding, _in_order
+from sovstore.manifests import Finding
 from sovstore.store import Store
 from sovstore.testing import hostile_hosts
 from tests.hosts import Host, cheap_key_files
 from tests.stores import make_store, open_fs
 from tests.unit.format.test_manifest import ORDER, entry
+from tests.vectors.load import load_tool
 
 
 @pytest.fixture(autouse=True)
@@ -292,6 +294,29 @@ def test_a_recovery_key_reads_manifests_and_makes_none(tmp_path, file):
 # The file
 
 
+def test_the_standalone_reader_reads_it(fs, file):
+    """docs/spec/manifest.md by an implementation of the format that shares nothing with ours."""
+    fs.pipe({"b": b"22", "a/é": b"1"})
+    write(fs, file)
+    sovread, keyset, host = load_tool("sovread"), fs._sync(fs.store.keyset), Host(fs)
+    epochs = {epoch.id: epoch.key.reveal() for epoch in keyset.epochs}
+    keys = sovread.Keys(keyset.store_id, keyset.names_mode, bytes(64), epochs)
+    with file.open("rb") as opened:
+        lines = b"".join(sovread.open_object(opened, keys, ".sovstore/manifest")).split(b"\n")
+    first, *objects, last = map(json.loads, lines[:-1])
+    assert lines[-1] == b""
+    assert first == {
+        "below": "",
+        "created": first["created"],
+        "format": "sovstore manifest 1",
+        "store_id": keyset.store_id.hex(),
+    }
+    assert objects == [
+        {"path": path, "size": size, "version": host.get(path)[128:184].hex()} for path, size in (("a/é", 1), ("b", 2))
+    ]
+    assert last == {"bytes": 3, "objects": 2}
+
+
 def test_no_file_is_overwritten_unless_asked(fs, file, tmp_path):
     fs.pipe_file("a", b"a")
     file.write_bytes(b"mine")
@@ -394,7 +419,7 @@ def test_results_come_in_order_and_not_more_run_than_asked():
             yield number
 
     async def work():
-        return [found async for found in _in_order(items(), one, 4)]
+        return [found async for found in walk.in_order(items(), one, 4)]
 
     assert asyncio.run(work()) == list(range(200))
     assert most == 4
@@ -421,7 +446,7 @@ def test_the_first_error_ends_it_and_nothing_goes_on():
 
     async def work():
         with pytest.raises(StoreUnavailableError):
-            async for _ in _in_order(items(), one, 2):
+            async for _ in walk.in_order(items(), one, 2):
                 pass
         assert not running
         assert len(asyncio.all_tasks()) == 1
@@ -432,8 +457,8 @@ def test_the_first_error_ends_it_and_nothing_goes_on():
 
 def test_more_names_than_can_be_sorted(fs, file, monkeypatch):
     fs.pipe({f"{n}/{m}": b"" for n in range(3) for m in range(5)})
-    monkeypatch.setattr(manifests, "_MOST_HELD", 8)
+    monkeypatch.setattr(walk, "_MOST_HELD", 8)
     write(fs, file)
-    monkeypatch.setattr(manifests, "_MOST_HELD", 6)
+    monkeypatch.setattr(walk, "_MOST_HELD", 6)
     with pytest.raises(StoreError, match="more than 6 names to sort"):
         write(fs, file, replace=True)
