@@ -28,6 +28,7 @@ from sovstore.errors import (
     SovstoreError,
     StoreError,
 )
+from sovstore.format.cobblestone import CHUNK
 from sovstore.format.manifest import (
     MAX_LINE,
     PATH,
@@ -106,7 +107,11 @@ async def record(
             if foreign is not None:
                 foreign(listed.path)
             return None
-        reader = await store.reader(listed.path)
+        try:
+            reader = await store.reader(listed.path)
+        except ObjectNotFoundError as exc:
+            hint = "it was deleted meanwhile: run it again when nobody writes; or the host lists what it does not have"
+            raise ObjectNotFoundError(exc.message, path=listed.path, hint=hint) from exc
         return ManifestEntry(listed.path, reader.plain_size, reader.version)
 
     async with aclosing(in_order(walk(store, path), one, jobs)) as entries:
@@ -255,9 +260,11 @@ class Manifest:
         parser = ManifestParser(what=self.what)
         prefix = f"{path}/" if path else ""
         async for piece in self._reader.stream():
-            for entry in parser.feed(piece):
-                if entry.path.startswith(prefix):
-                    yield entry
+            # A little at a time: thousands of entries would hold up all else that this loop does.
+            for start in range(0, len(piece), CHUNK):
+                for entry in parser.feed(piece[start : start + CHUNK]):
+                    if entry.path.startswith(prefix):
+                        yield entry
         parser.finish()
 
     async def check(

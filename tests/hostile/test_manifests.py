@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sovstore import rotation
+from sovstore import rotation, walk
 from sovstore.backends.base import Stat
 from sovstore.errors import FormatError, IntegrityError
 from sovstore.format.body import OVERHEAD, WIRE_CHUNK
@@ -183,6 +184,38 @@ def test_a_listing_that_repeats_names_and_lies_about_sizes(victim: Victim) -> No
         assert verify(victim) == (0, [])
         record(victim, "again")
     assert verify(victim, name="again") == (0, [])
+
+
+def test_a_listing_without_end(victim: Victim, tmp_path: Path, at: Any, capsysbinary: Any, monkeypatch: Any) -> None:
+    def invented(request: Request, found: Any) -> Iterator[Stat]:
+        yield from found
+        yield from (Stat(f"invented-{number}", 300) for number in count())
+
+    with victim.host.lying("list", invented):
+        code, out, err = victim.command("verify", victim.name, "--manifest", str(victim.folder / "manifest"))
+    assert (code, out) == (NOT_AUTHENTIC, b"")
+    assert "names that are not of this store" in err
+    # With plain names they may be the store's own, and memory is what ends it.
+    monkeypatch.setattr(walk, "_MOST_HELD", 1000)
+    plain = make_victim(tmp_path, at, capsysbinary, "plain", names="plain")
+    with plain.host.lying("list", invented):
+        code, _, err = plain.command("manifest", "plain", "--out", str(tmp_path / "plain.manifest"))
+    assert (code, "more than 1,000 names to sort" in err) == (1, True)
+
+
+def test_what_is_listed_and_not_served_is_not_recorded(victim: Victim) -> None:
+    name = victim.named("b")
+
+    def listed(request: Request, found: Any) -> list[Stat]:
+        return [*found, Stat(name, OVERHEAD + 17)] if request.name == "" else list(found)
+
+    del victim.host.objects[name]
+    with victim.host.lying("list", listed):
+        code, _, err = victim.command("manifest", victim.name, "--out", str(victim.folder / "new"))
+    assert code == 1
+    assert "sovstore: error: b: no such object" in err
+    assert "or the host lists what it does not have" in err
+    assert not (victim.folder / "new").exists()
 
 
 def test_names_of_the_hosts_own(victim: Victim) -> None:
