@@ -45,14 +45,14 @@ def manifest(
     force: Annotated[bool, typer.Option("--force", help="Put it in place of a FILE that is there.")] = False,
     jobs: Jobs = JOBS,
 ) -> int:
-    """Record which version of each object a store holds now, as evidence for later.
+    """Record what a store holds now, as evidence for later.
 
     A host can leave objects out of a listing and put older versions back; what it serves is authentic all the
     same. A manifest tells: sovstore verify --manifest FILE finds what is missing, replaced or older. Make one when
     a delivery is complete, and keep it where the host cannot exchange it for an older one: with you.
 
-    Every object is opened, none is read whole. The file is sealed by the keys of the store. It is complete or not
-    there at all: one object that is not authentic, and there is no manifest.
+    It holds path, size and version of every object: each is opened, none is read whole. The file is sealed by the
+    keys of the store. It is complete or not there at all: one object that is not authentic, and there is no manifest.
     """
     file = on_this_machine(out).path
     target, store = in_store(what) if parse(what).store else in_store(f"sov://{what}/")
