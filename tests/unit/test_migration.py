@@ -13,20 +13,24 @@ import sovstore
 from sovstore import config as configuration
 from sovstore.backends.local import LocalBackend
 from sovstore.errors import ConfigError, FormatError, KeyDeniedError, StoreError, StoreUnavailableError
-from sovstore.migration import Silent, moving, sides
+from sovstore.kms import keyfile
+from sovstore.migration import Silent, bare, moving, sides
 from sovstore.migration.journal import Journal
 from tests.stores import make_store, open_fs
 
 CHUNK = 16384
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * 2**20 + 7)
 #: Names that break naive tools, all of which the format allows.
-NAMES = ("plain", "sp ace", "per%cent", "q?uestion", "été", "日本", "a'b\"c", "-dash", "new\nline", "x" * 150, "dots...")
+NAMES = ("x", "sp ace", "per%cent", "q?uestion", "été", "日本", "a'b\"c", "-dash", "new\nline", "x" * 150, "dots...")
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(moving, "_PAUSE_S", 0)
+    # Key files that open at once: how strong real ones are is tested with their driver.
+    monkeypatch.setattr(keyfile, "_MEMORY_KIB", 64)
+    monkeypatch.setattr(keyfile, "_PASSES", 1)
     monkeypatch.chdir(tmp_path)
 
 
@@ -117,13 +121,13 @@ def test_the_keyset_of_a_copy_comes_last(file, plain, tmp_path, monkeypatch):
     _migrate(plain, "sov://cohortes/", file)
     _twin(file, tmp_path)
     order = []
-    commit = sides._Written.commit
+    commit = bare._Written.commit
 
     async def noted(self):
         order.append(self._upload._name)
         await commit(self)
 
-    monkeypatch.setattr(sides._Written, "commit", noted)
+    monkeypatch.setattr(bare._Written, "commit", noted)
     _migrate("sov://cohortes/", "sov://twin/", file)
     assert order[-1] == ".sovstore/keyset.json"
     assert order[-2].startswith(".sovstore/keyset/")
@@ -180,7 +184,7 @@ def test_nothing_is_moved_twice(file, plain, monkeypatch):
     assert (second.moved, second.plan.done, len(noted)) == (0, first.moved, first.moved)
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """No error of ours: nothing may catch it."""
 
 
@@ -193,7 +197,7 @@ class _Dies(Silent):
     def finished(self, path: str, what: str) -> None:
         self.left -= 1
         if self.left == 0:
-            raise _Killed
+            raise _KilledError
 
 
 @pytest.mark.parametrize("mode", ["seal", "reencrypt", "open", "copy"])
@@ -202,11 +206,12 @@ def test_a_run_that_ended_early_goes_on(mode, file, plain, tmp_path, monkeypatch
     if mode != "seal":
         _migrate(plain, "sov://cohortes/", file)
         _twin(file, tmp_path)
-        source, dest = "sov://cohortes/", {"reencrypt": "sov://archive/", "copy": "sov://twin/"}.get(
-            mode, tmp_path / "out"
+        source, dest = (
+            "sov://cohortes/",
+            {"reencrypt": "sov://archive/", "copy": "sov://twin/"}.get(mode, tmp_path / "out"),
         )
     noted = _commits(monkeypatch)
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         _migrate(source, dest, file, jobs=2, watcher=_Dies(5))
     assert len(noted) >= 5
     report = _migrate(source, dest, file, verify=True)
@@ -231,10 +236,10 @@ def test_killed_between_the_object_and_its_note(mode, file, plain, tmp_path, mon
     with monkeypatch.context() as patch:
 
         def dies(*arguments):
-            raise _Killed
+            raise _KilledError
 
         patch.setattr(Journal, "done", dies)
-        with pytest.raises(_Killed):
+        with pytest.raises(_KilledError):
             _migrate(source, dest, file, jobs=1)
     assert len(noted) == 1
     report = _migrate(source, dest, file, verify=True)
@@ -246,10 +251,10 @@ def test_killed_before_the_object_is_there(file, plain, monkeypatch):
     with monkeypatch.context() as patch:
 
         async def dies(self):
-            raise _Killed
+            raise _KilledError
 
         patch.setattr(sides._SealedSink, "commit", dies)
-        with pytest.raises(_Killed):
+        with pytest.raises(_KilledError):
             _migrate(plain, "sov://cohortes/", file, jobs=1)
     assert _migrate(plain, "sov://cohortes/", file, verify=True).failures.count == 0
     assert _read(file, "cohortes") == _content(plain)

@@ -74,9 +74,7 @@ def migrate(
         bool, typer.Option("--delete-extra", help="Then delete what only the destination has; asks before.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Then read every object at both ends, and compare.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Then read every object at both ends, and compare.")] = False,
     limit: Annotated[str | None, typer.Option(metavar="RATE", help="At most this fast, such as 200MB/s.")] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report here, as JSON; a page if it ends with .html.")
@@ -265,10 +263,10 @@ class _Shown:
         self._phase, self._of, self._size = name, objects or 0, size or 0
         self._done = self._bytes = 0
         self._began = self._told = time.monotonic()
-        if self.bar is not None and objects is not None:
-            self.bar.restart(_PAST.get(name, name), objects, size)
-        elif self._run.out.as_json:
+        if self._run.out.as_json:
             _event("phase", phase=name, objects=objects, bytes=size)
+        elif self.bar is not None and objects is not None:
+            self.bar.restart(_PAST.get(name, name), objects, size)
 
     def advance(self, size: int) -> None:
         self._bytes += size
@@ -276,7 +274,7 @@ class _Shown:
             self.bar.advance(size)
         self._tell()
 
-    def finished(self, path: str, what: str) -> None:
+    def finished(self, path: str, what: str) -> None:  # noqa: ARG002  # as `Watcher`
         self._done += 1
         if self.bar is not None:
             self.bar.finish()

@@ -16,7 +16,8 @@ from typing import Any
 from sovstore import config as configuration
 from sovstore.migration import ends
 from sovstore.migration.ends import COPY, End
-from sovstore.migration.job import Job, Options, Plan, Report
+from sovstore.migration.job import Job, Options
+from sovstore.migration.report import Plan, Report
 from sovstore.migration.sides import Sealed, Side
 from sovstore.migration.watching import Failure, Failures, Silent, Watcher
 from sovstore.store import Store

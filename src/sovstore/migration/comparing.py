@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-from sovstore.migration.sides import Found, Side
-
-
-_Pieces = AsyncIterator[memoryview | bytes | bytearray]
+from sovstore.migration.sides import Found, Pieces, Side
 
 
 async def is_same(source: Side, dest: Side, path: str, expected: Found | None = None) -> bool:
@@ -37,7 +32,7 @@ async def is_same(source: Side, dest: Side, path: str, expected: Found | None = 
                 await close()
 
 
-async def _equal(left: _Pieces, right: _Pieces) -> bool:
+async def _equal(left: Pieces, right: Pieces) -> bool:
     one, other = memoryview(b""), memoryview(b"")
     while True:
         if not one:

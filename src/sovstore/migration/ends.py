@@ -12,7 +12,8 @@ from sovstore.backends.registry import open_backend
 from sovstore.config import Config, StoreConfig
 from sovstore.config_store import describe_location
 from sovstore.errors import ConfigError
-from sovstore.migration.sides import Plain, Raw, Side
+from sovstore.migration.bare import Plain, Raw
+from sovstore.migration.sides import Side
 
 _STORE, _LOCATION = "sov://", "plain://"
 
@@ -81,7 +82,9 @@ def parse(url: str, config: Config) -> End:
                 raise ConfigError(f"{url}: which one?", path=url, hint=f"write {scheme}NAME/FOLDER")
             return End(url, described(name), _folder(url, folder), sealed)
     if url.startswith(("sov:", "plain:")):
-        raise ConfigError(f"{url}: not understood", path=url, hint="write sov://STORE/FOLDER or plain://LOCATION/FOLDER")
+        raise ConfigError(
+            f"{url}: not understood", path=url, hint="write sov://STORE/FOLDER or plain://LOCATION/FOLDER"
+        )
     if "://" in url and urlsplit(url).password is not None:
         hint = "describe it in a table [locations.NAME] and give plain://NAME/"
         raise ConfigError("a URL with a password is no place for one", hint=hint)
@@ -167,9 +170,6 @@ def refuse_overlap(source: End, dest: End) -> None:
 
 def _real(end: End) -> str:
     root = end.place.root
-    if end.place.provider.driver == "local":
-        root = os.path.realpath(root)
-    else:
-        root = root.partition("://")[2] or root
+    root = os.path.realpath(root) if end.place.provider.driver == "local" else root.partition("://")[2] or root
     # A whole store is in the way, whichever of its folders is meant.
     return root.strip("/") if end.sealed else str(Path("/", root.strip("/"), end.folder)).strip("/")

@@ -6,6 +6,7 @@ and marks of versions. No plaintext path, no key, no byte of data and no text of
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -176,7 +177,7 @@ class Journal:
 
     # Work
 
-    def rows(self, *states: str, unverified: bool = False, absent: bool = False) -> Iterator[Row]:
+    def rows(self, *states: str, unverified: bool = False) -> Iterator[Row]:
         """Yield the objects of the last listing that are in one of some states, in the order of their names.
 
         States may change meanwhile.
@@ -185,19 +186,16 @@ class Journal:
         ----------
         unverified : bool
             Only those that were not verified.
-        absent : bool
-            Those that the last listing had no more, instead.
         """
         last = ""
-        marks = ", ".join("?" * len(states))
-        query = (
-            "SELECT name, size, etag, modified, state, version, previous FROM objects"  # noqa: S608  # nosec B608  # only '?'
-            f" WHERE name > ? AND state IN ({marks}) AND seen {'<' if absent else '='} ?"
-            f"{' AND NOT verified' if unverified else ''} ORDER BY name LIMIT {_PAGE}"
-        )
         while True:
             with self._mapped():
-                page = self._database.execute(query, (last, *states, self._run)).fetchall()
+                page = self._database.execute(
+                    "SELECT name, size, etag, modified, state, version, previous FROM objects"
+                    " WHERE name > ? AND state IN (SELECT value FROM json_each(?)) AND seen = ?"
+                    " AND NOT (? AND verified) ORDER BY name LIMIT ?",
+                    (last, json.dumps(states), self._run, unverified, _PAGE),
+                ).fetchall()
             for name, size, etag, modified, *rest in page:
                 yield Row(name, Found("", size, etag, _time(modified)), *rest)
             if len(page) < _PAGE:

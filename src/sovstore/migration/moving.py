@@ -23,9 +23,10 @@ from sovstore.errors import (
 )
 from sovstore.format.names import RESERVED
 from sovstore.migration import journal as states
+from sovstore.migration.bare import KEYSET
 from sovstore.migration.comparing import is_same
 from sovstore.migration.journal import Journal, Row
-from sovstore.migration.sides import KEYSET, Found, Side, Sink, Source
+from sovstore.migration.sides import Found, Side, Sink, Source
 from sovstore.migration.watching import Failure, Failures, Watcher
 
 #: How often one object is tried, and the seconds before the second try; each further one waits twice as long.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from string import Template
 
-from sovstore.migration.job import Report
+from sovstore.migration.report import Report
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 220, 56
 _STYLE = """

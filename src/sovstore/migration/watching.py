@@ -12,23 +12,38 @@ _MOST_FAILURES = 10_000
 
 
 class Watcher(Protocol):
-    """Told what a migration is doing; a class derived from it without more does nothing. All calls come from the thread of the event loop."""
+    """Told what a migration is doing; `Silent` does nothing of it.
+
+    All calls come from the thread of the event loop.
+    """
 
     def phase(self, name: str, objects: int | None = None, size: int | None = None) -> None:
-        """A phase begins: ``listing``, ``moving``, ``verifying``, ``deleting``; with what there is to do in it."""
+        """Note that ``listing``, ``moving``, ``verifying`` or ``deleting`` begins, with what there is to do in it."""
 
     def advance(self, size: int) -> None:
-        """`size` more bytes are through."""
+        """Note that `size` more bytes are through."""
 
     def finished(self, path: str, what: str) -> None:
-        """An object is through: ``moved``, ``verified``, ``left`` or ``deleted``."""
+        """Note that an object is through: ``moved``, ``verified``, ``left`` or ``deleted``."""
 
     def failed(self, failure: Failure) -> None:
-        """An object could not be moved or verified, after all tries."""
+        """Note that an object could not be moved or verified, after all tries."""
 
 
-class Silent(Watcher):
-    """Tells nobody."""
+class Silent:
+    """Tells nobody; a base for those that want only some of it."""
+
+    def phase(self, name: str, objects: int | None = None, size: int | None = None) -> None:
+        """Do nothing."""
+
+    def advance(self, size: int) -> None:
+        """Do nothing."""
+
+    def finished(self, path: str, what: str) -> None:
+        """Do nothing."""
+
+    def failed(self, failure: Failure) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
