@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sovstore.errors import IntegrityError, SovstoreError
     from sovstore.filesystem import SovFileSystem, open_store
+    from sovstore.migration import migrate
 
 __version__ = "0.1.0.dev0"
-__all__ = ["IntegrityError", "SovFileSystem", "SovstoreError", "__version__", "open_store"]
+__all__ = ["IntegrityError", "SovFileSystem", "SovstoreError", "__version__", "migrate", "open_store"]
 
 _HOME = {
     "IntegrityError": "sovstore.errors",
     "SovstoreError": "sovstore.errors",
     "SovFileSystem": "sovstore.filesystem",
+    "migrate": "sovstore.migration",
     "open_store": "sovstore.filesystem",
 }
 

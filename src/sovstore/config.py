@@ -21,7 +21,16 @@ from sovstore.backends import providers
 from sovstore.backends.providers import Fact, Provider
 from sovstore.config_file import write_settings
 from sovstore.config_secrets import Stray
-from sovstore.config_store import LISTS, SETTINGS, StoreConfig, describe, location, nearest, refuse_unknown
+from sovstore.config_store import (
+    LISTS,
+    SETTINGS,
+    StoreConfig,
+    describe,
+    describe_location,
+    location,
+    nearest,
+    refuse_unknown,
+)
 from sovstore.errors import ConfigError
 from sovstore.kms import settings
 from sovstore.kms.base import Access
@@ -58,11 +67,14 @@ class Config:
         By name.
     providers : mapping of str to Provider
         The shipped ones, and those of the file.
+    locations : mapping of str to StoreConfig
+        Where plaintext lies that is migrated, by name: stores without keys.
     """
 
     path: Path | None
     stores: Mapping[str, StoreConfig]
     providers: Mapping[str, Provider] = field(default_factory=providers.catalogue)
+    locations: Mapping[str, StoreConfig] = field(default_factory=dict)
 
     def store(self, name: str) -> StoreConfig:
         """Return the configuration of one store.
@@ -77,6 +89,20 @@ class Config:
         where = f"in {self.path}" if self.path else "since no configuration file was found"
         hint = nearest(name, self.stores) or f"add a table [stores.{name}] to {self.path or default_path()}"
         raise ConfigError(f"store {name!r}: not configured {where}", path=name, hint=hint)
+
+    def location(self, name: str) -> StoreConfig:
+        """Return where one location of plaintext lies.
+
+        Raises
+        ------
+        ConfigError
+            As `store`.
+        """
+        if name in self.locations:
+            return self.locations[name]
+        where = f"in {self.path}" if self.path else "since no configuration file was found"
+        hint = nearest(name, self.locations) or f"add a table [locations.{name}] to {self.path or default_path()}"
+        raise ConfigError(f"location {name!r}: not configured {where}", path=name, hint=hint)
 
 
 def default_path() -> Path:
@@ -120,7 +146,7 @@ def load(explicit: str | os.PathLike[str] | None = None) -> Config:
     file = _read_all(explicit)
     variables = _override(file.stores, os.environ)
     stores = {name: _store(name, table, file, variables.get(name, {})) for name, table in file.stores.items()}
-    return Config(file.path, stores, file.providers)
+    return Config(file.path, stores, file.providers, _locations(file))
 
 
 def with_secrets(explicit: str | os.PathLike[str] | None, name: str) -> tuple[StoreConfig, list[Stray]]:
@@ -162,6 +188,7 @@ class _File:
     audit_file: Path | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
     controllers: Mapping[str, Mapping[str, Fact]] = field(default_factory=dict)
+    locations: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def describe(self, name: str, table: Mapping[str, Any]) -> StoreConfig:
         """Return what the table of a store says, with what the file says for all stores."""
@@ -176,6 +203,19 @@ class _File:
             policy=config_policy.parse(tables),
             controllers=self.controllers,
         )
+
+
+def _locations(file: _File) -> dict[str, StoreConfig]:
+    found = {}
+    for name, table in file.locations.items():
+        where = location(name, file.path, kind="locations")
+        strays = config_secrets.find(table, where)
+        found[name] = describe_location(name, config_secrets.without(table, strays), file.path, file.providers)
+        if strays:
+            elsewhere = config_secrets.ELSEWHERE.get(file.providers[found[name].provider].driver, "none is needed")
+            message = f"{where}: option {strays[0].name!r} is a secret, and the file is no place for one"
+            raise ConfigError(message, path=where, hint=f"take it out of the file; {elsewhere}")
+    return found
 
 
 def _store(name: str, table: Mapping[str, Any], file: _File, variables: Mapping[str, str]) -> StoreConfig:
@@ -201,12 +241,13 @@ def _read_all(explicit: str | os.PathLike[str] | None) -> _File:
     # Also where no store is affected: a mistake in a policy must not wait for the first store.
     config_policy.parse({f"policy in {path}": general})
     stores, audit_file = _tables(content, "stores", path), _audit_file(content, path)
-    return _File(path, stores, known, services, audit_file, general, controllers)
+    locations = _tables(content, "locations", path)
+    return _File(path, stores, known, services, audit_file, general, controllers, locations)
 
 
 def _read(path: Path) -> dict[str, Any]:
     content = config_text.parse(config_text.read(path), str(path), "correct that line")
-    refuse_unknown(content, ["audit", "controllers", "kms", "policy", "providers", "stores"], str(path))
+    refuse_unknown(content, ["audit", "controllers", "kms", "locations", "policy", "providers", "stores"], str(path))
     return content
 
 

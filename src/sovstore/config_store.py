@@ -205,6 +205,9 @@ def _seconds(duration: str) -> float:
 #: The settings that a table may have.
 SETTINGS = tuple(f.name for f in fields(StoreConfig) if f.name not in _NO_SETTINGS)
 
+#: Those that a location of plaintext may have.
+LOCATION_SETTINGS = ("provider", "root", "protocol", *_REACHED_BY, "options")
+
 
 def describe(name: str, table: Mapping[str, Any], source: Path | None, known: Mapping[str, Provider]) -> StoreConfig:
     """Return what the table of a store says; it must hold no secret.
@@ -244,9 +247,38 @@ def describe(name: str, table: Mapping[str, Any], source: Path | None, known: Ma
     return StoreConfig(name=name, source=source, facts=provider, **values)
 
 
-def location(name: str, source: Path | None) -> str:
+def describe_location(
+    name: str, table: Mapping[str, Any], source: Path | None, known: Mapping[str, Provider]
+) -> StoreConfig:
+    """Return where a location lies that holds plaintext: a store without keys; it must hold no secret.
+
+    Parameters
+    ----------
+    name, table, source, known
+        As of `describe`, of a table ``[locations.NAME]``.
+
+    Raises
+    ------
+    ConfigError
+        As `describe`.
+    """
+    where = location(name, source, kind="locations")
+    refuse_unknown(table, LOCATION_SETTINGS, where)
+    values = {key: _typed(key, value, where) for key, value in table.items()}
+    if not values.get("root"):
+        raise ConfigError(f"{where}: 'root' is missing", path=where, hint=_EXAMPLES["root"])
+    provider = _provider(values, known, where)
+    base = source.parent if source else Path.cwd()
+    _check_root(values, provider, where, base)
+    _check_reached(values, provider, where)
+    if "ca_file" in values:
+        values["ca_file"] = absolute(values["ca_file"], base)
+    return StoreConfig(name=name, source=source, facts=provider, **values)
+
+
+def location(name: str, source: Path | None, *, kind: str = "stores") -> str:
     """Return how messages call the table of a store."""
-    return f"stores.{name} in {source}" if source else f"stores.{name}"
+    return f"{kind}.{name} in {source}" if source else f"{kind}.{name}"
 
 
 def refuse_unknown(table: Mapping[str, Any], known: Collection[str], where: str) -> None:

@@ -349,6 +349,7 @@ class ObjectWriter:
         self._head = header
         self._buffers = [bytearray(), bytearray()]
         self._open = True
+        self._finished = False
         self._pid = os.getpid()
         self._first = bytearray()
         #: Awaited before the object is made visible; raises when nobody could read it any more.
@@ -410,6 +411,18 @@ class ObjectWriter:
         for start in range(0, len(view), BLOCK):
             await self.send(self.seal(view[start : start + BLOCK]))
 
+    @property
+    def version(self) -> bytes:
+        """The 56 bytes in front of the body, once `finish` has returned: no other write has them."""
+        return bytes(self._first[HEADER:])
+
+    async def finish(self) -> None:
+        """Seal the last chunk and send it; nothing more can be written, and nothing is visible yet."""
+        self._check_process()
+        if not self._finished:
+            self._finished = True
+            await self.send(self._head + self._sealer.finalize())
+
     async def commit(self) -> None:
         """Seal the last chunk and make the object visible.
 
@@ -418,8 +431,7 @@ class ObjectWriter:
         StoreError
             When the host refuses, or a condition does not hold; nothing has changed then.
         """
-        self._check_process()
-        await self.send(self._head + self._sealer.finalize())
+        await self.finish()
         try:
             if self.may_end is not None:
                 await self.may_end()
@@ -431,7 +443,7 @@ class ObjectWriter:
         self._open = False
         _unfinished.discard(self)
         if self.ended is not None:
-            await self.ended(bytes(self._first[HEADER:]))
+            await self.ended(self.version)
 
     def forget(self) -> None:
         """Give the write up without waiting, where nothing can be awaited any more."""

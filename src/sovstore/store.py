@@ -220,6 +220,20 @@ class Store:
         """
         return (await self._names()).encode(path)
 
+    async def path(self, name: str) -> str:
+        """Return the path of a name at the host.
+
+        Raises
+        ------
+        FormatError, IntegrityError
+            When the store did not make it.
+        """
+        names, path = await self._names(), ""
+        for segment in name.split("/") if name else ():
+            decoded = names.decode_segment(path, segment)
+            path = f"{path}/{decoded}" if path else decoded
+        return path
+
     async def _dek(self, path: str, header: bytes, *, what: str | None = None) -> Secret:
         """Return the DEK of an object, after reloading the keyset once when its epoch is unknown."""
         what = what or path

@@ -62,7 +62,23 @@ _HOSTS = ("providers", "policy", "login", "logout", "check", "gc")
 
 @pytest.mark.parametrize(
     "name",
-    ["init", "ls", "cat", "rm", "put", "get", "cp", "mv", "info", "verify", "manifest", "accept", "demo", *_HOSTS],
+    [
+        "init",
+        "ls",
+        "cat",
+        "rm",
+        "put",
+        "get",
+        "cp",
+        "mv",
+        "migrate",
+        "info",
+        "verify",
+        "manifest",
+        "accept",
+        "demo",
+        *_HOSTS,
+    ],
 )
 def test_every_command_is_on_the_page(name):
     assert f"sovstore {name}" in _PAGE.read_text()

@@ -27,6 +27,7 @@ _MODULES = (
     "put",
     "get",
     "copying",
+    "migrate",
     "inspection",
     "manifest",
     "accept",

@@ -12,9 +12,10 @@ import typer
 from sovstore.cli.app import app, command
 from sovstore.cli.arguments import JOBS, Jobs, Url, argument, complete_stores
 from sovstore.cli.output import Bar, count_text, describe, size_text, time_text
-from sovstore.cli.run import Outcome, Run, for_each
+from sovstore.cli.run import Outcome, Run
 from sovstore.cli.targets import expand, in_store, parse
 from sovstore.cli.transfer import has_foreign_name
+from sovstore.concurrency import for_each
 from sovstore.errors import SovstoreError
 
 if TYPE_CHECKING:

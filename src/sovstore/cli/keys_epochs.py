@@ -14,8 +14,9 @@ from sovstore.cli.arguments import JOBS, Jobs, StoreName, argument
 from sovstore.cli.keys import keys
 from sovstore.cli.keys_keks import changing
 from sovstore.cli.output import count_text, size_text, time_text
-from sovstore.cli.run import Outcome, Run, for_each
+from sovstore.cli.run import Outcome, Run
 from sovstore.cli.targets import store_name
+from sovstore.concurrency import for_each
 from sovstore.errors import ConfigError, ObjectChangedError, ObjectNotFoundError, SovstoreError
 
 if TYPE_CHECKING:

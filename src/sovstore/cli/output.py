@@ -90,6 +90,12 @@ class Bar:
     def _text(self) -> str:
         return f"{self._verb} {self.objects:,}" + (f"/{self._of:,}" if self._of is not None else "")
 
+    def restart(self, verb: str, objects: int, size: int | None) -> None:
+        """Show other work, from its beginning."""
+        self._verb, self._of, self.objects, self.bytes = verb, objects, 0, 0
+        if self._progress is not None and self._task is not None:
+            self._progress.reset(self._task, total=size, description=self._text())
+
     def advance(self, size: int) -> None:
         """Note that `size` more bytes are done."""
         self.bytes += size

@@ -11,7 +11,7 @@ import getpass
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -202,30 +202,6 @@ def os_error(exc: OSError) -> dict[str, Any]:
     text = exc.strerror or type(exc).__name__
     message = f"{path}: {text.lower()}" if path else text.lower()
     return {"type": type(exc).__name__, "message": message, "path": path, "hint": None, "exit_code": 1}
-
-
-async def for_each(items: AsyncIterator[T], work: Callable[[T], Awaitable[None]], jobs: int) -> None:
-    """Do work on every item, `jobs` of them at a time; the first error ends it."""
-    turn = asyncio.Lock()
-
-    async def worker() -> None:
-        while True:
-            async with turn:
-                try:
-                    item = await anext(items)
-                except StopAsyncIteration:
-                    return
-            await work(item)
-
-    first: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(jobs):
-                group.create_task(worker())
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-    if first is not None:
-        raise first
 
 
 def _somebody_is_there() -> bool:

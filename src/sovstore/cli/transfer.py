@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sovstore.cli.app import usage
 from sovstore.cli.output import count_text, size_text
-from sovstore.cli.run import Outcome, Run, for_each
+from sovstore.cli.run import Outcome, Run
+from sovstore.concurrency import for_each
 from sovstore.errors import SovstoreError, StoreError
 
 if TYPE_CHECKING:

@@ -1,0 +1,189 @@
+"""Moves objects into a store, out of one, or from one to another: resumable, verified, in bounded memory.
+
+What is sealed is opened and sealed again in this process; no plaintext is written to a disk here, and the journal
+(`sovstore.migration.journal`) holds nothing that the host of the sealed side does not see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sovstore import config as configuration
+from sovstore.migration import ends
+from sovstore.migration.ends import COPY, End
+from sovstore.migration.job import Job, Options
+from sovstore.migration.report import Plan, Report
+from sovstore.migration.sides import Sealed, Side
+from sovstore.migration.watching import Failure, Failures, Silent, Watcher
+from sovstore.store import Store
+
+__all__ = ["Failure", "Failures", "Job", "Options", "Plan", "Report", "Silent", "Watcher", "migrate", "prepare"]
+
+#: Opens the store of an end.
+Opener = Callable[[End], Store]
+
+
+def prepare(
+    source: str,
+    dest: str,
+    opener: Opener,
+    *,
+    config: configuration.Config,
+    mode: str | None = None,
+    no_keys: bool = False,
+    options: Options | None = None,
+    journal: Path | None = None,
+    watcher: Watcher | None = None,
+) -> Job:
+    """Return the job that gets all objects from one end to the other. Makes no request but those of `opener`.
+
+    Parameters
+    ----------
+    source, dest : str
+        ``sov://STORE/FOLDER``, ``plain://LOCATION/FOLDER``, a local folder, or a URL of another fsspec filesystem.
+    opener : callable
+        Gives the store of an end, opened.
+    config : Config
+        Where stores and locations are described.
+    mode : str, optional
+        ``seal``, ``reencrypt``, ``copy`` or ``open``; the one that fits by default.
+    no_keys : bool
+        Open no store: only a byte copy works then.
+    options, journal, watcher
+        As `Job`.
+
+    Raises
+    ------
+    ConfigError
+        When the two do not go together.
+    """
+    one, other = ends.parse(source, config), ends.parse(dest, config)
+    found = ends.mode_of(one, other, COPY if no_keys and mode is None else mode)
+
+    def side(end: End) -> Side:
+        if found == COPY:
+            return end.raw()
+        return Sealed(end.url, opener(end), end.folder) if end.sealed else end.plain()
+
+    return Job(
+        found,
+        side(one),
+        side(other),
+        options or Options(),
+        journal=journal,
+        watcher=watcher,
+        ends=(one, other),
+    )
+
+
+def migrate(
+    source: str,
+    dest: str,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    mode: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    overwrite: bool = False,
+    only_newer: bool = False,
+    verify: bool = False,
+    limit: float | None = None,
+    jobs: int = 8,
+    no_keys: bool = False,
+    journal: str | os.PathLike[str] | None = None,
+    watcher: Watcher | None = None,
+) -> Report:
+    """Get all objects from one place to another, and return what became of them.
+
+    What an earlier call with the same two ends has moved is not moved again.
+
+    Parameters
+    ----------
+    source, dest : str
+        ``sov://STORE/FOLDER``, ``plain://LOCATION/FOLDER``, a local folder, or a URL of another fsspec filesystem.
+    config : path, optional
+        Configuration file.
+    mode : str, optional
+        ``seal``, ``reencrypt``, ``copy`` or ``open``; the one that fits by default.
+    include, exclude : sequence of str
+        Patterns of paths below the source; ``*`` also matches ``/``.
+    overwrite : bool
+        Replace objects at the destination that this job did not write.
+    only_newer : bool
+        Leave objects at the destination that are as new as those at the source.
+    verify : bool
+        Read every object at both ends afterwards, and compare.
+    limit : float, optional
+        Bytes per second.
+    jobs : int
+        Objects under way at a time.
+    no_keys : bool
+        Open no store: a byte copy.
+    journal : path, optional
+        Where the journal is; in the user's state folder by default.
+    watcher : Watcher, optional
+        Told of each step, from the thread of the event loop.
+
+    Returns
+    -------
+    Report
+        Its `failures` say what was not moved: only what concerns all objects is raised.
+
+    Raises
+    ------
+    ConfigError, KMSError, PolicyError, StoreError
+        When nothing, or nothing more, can be moved.
+    """
+    loaded = configuration.load(config)
+    options = Options(
+        tuple(include),
+        tuple(exclude),
+        overwrite=overwrite,
+        only_newer=only_newer,
+        verify=verify,
+        limit=limit,
+        jobs=jobs,
+    )
+
+    async def work() -> Report:
+        stores: list[Store] = []
+
+        def opened(end: End) -> Store:
+            stores.append(Store(end.config, configuration.access(end.config)))
+            return stores[-1]
+
+        job = prepare(
+            source,
+            dest,
+            opened,
+            config=loaded,
+            mode=mode,
+            no_keys=no_keys,
+            options=options,
+            journal=Path(journal) if journal is not None else None,
+            watcher=watcher,
+        )
+        try:
+            return await job.run(await job.plan())
+        finally:
+            await job.close()
+            for store in stores:
+                await store.close()
+
+    return _run(work)
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, Report]]) -> Report:
+    """Return what a coroutine function returns; Ctrl-C cancels it and waits until it has cleaned up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    # Called where a loop runs, as in a notebook: that one cannot be waited for.
+    with ThreadPoolExecutor(1, thread_name_prefix="sovstore-migrate") as executor:
+        return executor.submit(lambda: asyncio.run(work())).result()

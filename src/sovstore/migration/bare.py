@@ -1,0 +1,202 @@
+"""The ends of a migration that use no key: a place of plaintext, and a store as its host has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+
+from sovstore.backends.base import TEMPORARY, Backend, Place, Stat, Upload
+from sovstore.errors import (
+    FormatError,
+    IsFolderError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    SovstoreError,
+)
+from sovstore.format.body import OVERHEAD, plain_size
+from sovstore.format.names import RESERVED
+from sovstore.migration.sides import Found, Pieces, Side, Sink, Source
+
+#: Bytes of one ranged read of a source, and how many of these are under way at once.
+_WINDOW = 4 * 2**20
+_AHEAD = 2
+#: The keyset of a store, without which nobody can open a copy, and where the older ones are.
+KEYSET = f"{RESERVED}/keyset.json"
+_KEYSETS = f"{RESERVED}/keyset/"
+
+
+class _Ranges(Source):
+    """Reads an object of a backend as it is, by ranges, each on condition that it is still the same version."""
+
+    def __init__(self, backend: Backend, name: str, found: Found) -> None:
+        self._backend, self._name, self.found = backend, name, found
+
+    async def stream(self) -> AsyncIterator[bytes | bytearray]:
+        size, etag = self.found.size, self.found.etag
+        starts = deque(range(0, size, _WINDOW))
+        under_way: deque[tuple[int, asyncio.Future[bytes | bytearray]]] = deque()
+        try:
+            while starts or under_way:
+                while starts and len(under_way) < _AHEAD:
+                    start = starts.popleft()
+                    end = min(start + _WINDOW, size)
+                    reading = asyncio.ensure_future(self._backend.read(self._name, start, end, etag=etag))
+                    under_way.append((end - start, reading))
+                length, first = under_way[0]
+                piece = await first
+                under_way.popleft()
+                if len(piece) != length:
+                    raise ObjectChangedError(f"{self._name}: changed while it was read", path=self._name)
+                yield piece
+        finally:
+            left = [unread for _, unread in under_way]
+            for unread in left:
+                unread.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+        if etag is None or not size:
+            # Nothing was conditional: what the host says of it now must be what it said before.
+            stat = await self._backend.stat(self._name)
+            if Found(self._name, stat.size, stat.etag, stat.modified).mark != self.found.mark:
+                raise ObjectChangedError(f"{self._name}: changed while it was read", path=self._name)
+
+
+class _Written(Sink):
+    """Writes an object to a backend as it is."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self._front = bytearray()
+
+    async def pour(self, pieces: Pieces) -> int:
+        total = 0
+        async for piece in pieces:
+            total += len(piece)
+            if len(self._front) < OVERHEAD:
+                self._front += piece[: OVERHEAD - len(self._front)]
+            await self._upload.write(piece)
+        return total
+
+    def version(self) -> bytes | None:
+        return None
+
+    async def commit(self) -> None:
+        await self._upload.commit()
+
+    async def abort(self) -> None:
+        await self._upload.abort()
+
+
+class _Bare(Side):
+    """What lies at a backend, moved as it is."""
+
+    def __init__(self, url: str, place: Place, folder: str, backend: Backend, store_id: str = "") -> None:
+        super().__init__(url, place, folder, store_id)
+        self._backend = backend
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that it was made with."""
+        return self._backend
+
+    def _found(self, stat: Stat) -> Found:
+        return Found(self.below(stat.name), stat.size, stat.etag, stat.modified)
+
+    async def open(self, path: str, expected: Found | None = None) -> Source:
+        """Return an object to be read."""
+        name = self.join(path)
+        if expected is None or expected.etag is None:
+            stat = await self._backend.stat(name)
+            if stat.folder:
+                raise IsFolderError(f"{name}: is a folder", path=name)
+            expected = self._found(stat)
+        return _Ranges(self._backend, name, expected)
+
+    async def create(self, path: str, size: int, *, replace: bool) -> Sink:
+        """Return a write."""
+        name = self.join(path)
+        if not replace and await self.find(path) is not None:
+            raise ObjectExistsError(f"{name}: exists already", path=name)
+        return self._sink(await self._backend.upload(name, create=not replace, size=size))
+
+    def _sink(self, upload: Upload) -> Sink:
+        return _Written(upload)
+
+    async def find(self, path: str) -> Found | None:
+        """Return what is at a path now."""
+        try:
+            stat = await self._backend.stat(self.join(path))
+        except ObjectNotFoundError:
+            return None
+        return None if stat.folder else self._found(stat)
+
+    async def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects."""
+        await self._backend.delete([self.join(path) for path in paths])
+
+    async def close(self) -> None:
+        """Close the connections of the backend."""
+        await self._backend.close()
+
+
+class Plain(_Bare):
+    """A folder of a place that holds plaintext: its host reads all of it."""
+
+    readable = True
+
+    async def list(self) -> AsyncIterator[Found]:
+        """Yield all objects below the folder."""
+        async for stat in self._backend.list(self.folder, recursive=True):
+            # What a driver keeps for itself while it writes.
+            if not stat.folder and stat.name.split("/", 1)[0].lower() != RESERVED:
+                yield self._found(stat)
+
+    async def version(self, path: str) -> bytes | None:
+        """Return the mark of what is there: nothing in plaintext tells two writes apart."""
+        found = await self.find(path)
+        return None if found is None else found.mark.encode()
+
+    async def close(self) -> None:
+        """Close the connections; folders for unfinished writes go when they are empty."""
+        if self._backend.real_folders:
+            with suppress(SovstoreError):
+                for folder in (f"{TEMPORARY}/", f"{RESERVED}/"):
+                    await self._backend.delete([folder])
+        await super().close()
+
+
+class Raw(_Bare):
+    """A store as its host has it: ciphertext, moved without any key."""
+
+    async def list(self) -> AsyncIterator[Found]:
+        """Yield all objects and keysets; what no store writes is foreign."""
+        async for stat in self._backend.list("", recursive=True):
+            if stat.folder:
+                continue
+            if stat.name.split("/", 1)[0].lower() == RESERVED:
+                if stat.name == KEYSET or stat.name.startswith(_KEYSETS):
+                    yield self._found(stat)
+                continue
+            try:
+                plain_size(stat.size)
+            except FormatError:
+                yield Found(stat.name, stat.size, None, stat.modified, "not an object of a store: its size is none")
+                continue
+            yield self._found(stat)
+
+    async def version(self, path: str) -> bytes | None:
+        """Return the first 184 bytes of what is there: no other write of an object has them."""
+        try:
+            return bytes(await self._backend.read(path, 0, OVERHEAD))
+        except (ObjectNotFoundError, IsFolderError):
+            return None
+
+    def _sink(self, upload: Upload) -> Sink:
+        return _RawSink(upload)
+
+
+class _RawSink(_Written):
+    def version(self) -> bytes | None:
+        return bytes(self._front)

@@ -1,0 +1,320 @@
+"""A whole migration: list, plan, move, verify, and say what became of it."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import platformdirs
+
+from sovstore import policy
+from sovstore.concurrency import for_each
+from sovstore.errors import ConfigError, IntegrityError, ObjectChangedError, SovstoreError
+from sovstore.format.names import RESERVED
+from sovstore.migration import journal as states
+from sovstore.migration.comparing import is_same
+from sovstore.migration.ends import COPY, OPEN, REENCRYPT, SEAL, End
+from sovstore.migration.journal import Journal, Row
+from sovstore.migration.moving import Mover, Paths
+from sovstore.migration.report import Chart, Plan, Report
+from sovstore.migration.sides import Found, Sealed, Side
+from sovstore.migration.watching import Failure, Failures, Silent, Watcher
+from sovstore.store import Store
+
+#: Listings after which a source that keeps changing is left to the next run.
+_LISTINGS = 3
+#: Names that are noted in the journal at a time.
+_BATCH = 1000
+#: Foreign names that are kept for the report; the others are counted.
+_MOST_FOREIGN = 10_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a migration is done.
+
+    Parameters
+    ----------
+    include, exclude : tuple of str
+        Patterns of paths below the source, as of a shell; ``*`` also matches ``/``. All without `include`.
+    overwrite : bool
+        Replace objects at the destination that this job did not write.
+    only_newer : bool
+        Leave objects at the destination that are as new as those at the source.
+    verify : bool
+        Read every object at both ends afterwards, and compare.
+    limit : float or None
+        Bytes per second.
+    jobs : int
+        Objects under way at a time.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    overwrite: bool = False
+    only_newer: bool = False
+    verify: bool = False
+    limit: float | None = None
+    jobs: int = 8
+
+    def takes(self, path: str) -> bool:
+        """Return whether a path is migrated."""
+        if self.include and not any(fnmatch.fnmatchcase(path, pattern) for pattern in self.include):
+            return False
+        return not any(fnmatch.fnmatchcase(path, pattern) for pattern in self.exclude)
+
+
+class _StorePaths:
+    """Names as they are at the host of a store."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store, self._folder = store, folder
+
+    async def name(self, path: str) -> str:
+        return await self._store.name(f"{self._folder}/{path}" if self._folder and path else self._folder or path)
+
+    async def path(self, name: str) -> str:
+        path = await self._store.path(name)
+        return path[len(self._folder) + 1 :] if self._folder else path
+
+
+class _RawPaths:
+    """Names as they are."""
+
+    async def name(self, path: str) -> str:
+        return path
+
+    async def path(self, name: str) -> str:
+        return name
+
+
+#: How each mode was verified.
+_HOW = {
+    SEAL: "each object was opened at the destination, authenticated, and compared with the source, byte by byte",
+    REENCRYPT: "each object was opened and authenticated at both ends, and compared, byte by byte",
+    COPY: "the ciphertext was compared, byte by byte; it was not authenticated",
+    OPEN: "each object was opened at the source, authenticated, and compared with the destination, byte by byte",
+}
+
+
+class Job:
+    """One migration. `plan` first, then `run`; `close` at the end.
+
+    Parameters
+    ----------
+    mode : str
+        As `sovstore.migration.ends.mode_of` says.
+    source, dest : Side
+        The two ends.
+    options : Options
+        How it is done.
+    journal : Path, optional
+        Its journal; one in the user's state folder by default, the same for the same ends and mode.
+    watcher : Watcher
+        Told of each step.
+    ends : tuple of End
+        As they were given, for their policies.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        source: Side,
+        dest: Side,
+        options: Options,
+        *,
+        journal: Path | None = None,
+        watcher: Watcher | None = None,
+        ends: Sequence[End] = (),
+    ) -> None:
+        self.mode, self.options = mode, options
+        self._source, self._dest, self._ends = source, dest, ends
+        self._watcher = Chart(watcher or Silent())
+        sealed = dest if mode == SEAL else source
+        self._paths: Paths = _StorePaths(sealed.store, sealed.folder) if isinstance(sealed, Sealed) else _RawPaths()
+        identity = f"{mode}\n{source.identity}\n{dest.identity}"
+        file = journal or default_journal(identity)
+        self._journal = Journal(file, identity)
+        self._refused = Failures()
+        self._foreign: list[str] = []
+        self._foreign_count = 0
+
+    async def close(self) -> None:
+        """Let others have the journal, and close what the two ends hold. May be called twice."""
+        self._journal.close()
+        await self._source.close()
+        await self._dest.close()
+
+    async def plan(self) -> Plan:
+        """List the source, note it, and return what is to be done.
+
+        Raises
+        ------
+        SovstoreError
+            When the source cannot be listed.
+        """
+        await self._list()
+        totals = self._journal.totals()
+        done, done_size = totals.get(states.DONE, (0, 0))
+        return Plan(
+            mode=self.mode,
+            source=self._source.url,
+            dest=self._dest.url,
+            objects=sum(count for count, _ in totals.values()) + self._refused.count,
+            size=sum(size for _, size in totals.values()),
+            done=done,
+            done_size=done_size,
+            refused=self._refused,
+            foreign=self._foreign,
+            foreign_count=self._foreign_count,
+            policy=self._policies(),
+            journal=self._journal.file,
+        )
+
+    def _policies(self) -> list[policy.Finding]:
+        today: date = datetime.now(UTC).date()
+        return [finding for end in self._ends if end.sealed for finding in policy.evaluate(end.config, today=today)]
+
+    async def _list(self, *, again: bool = False) -> None:
+        self._watcher.phase("listing")
+        self._journal.begin(again=again)
+        self._refused, self._foreign, self._foreign_count = Failures(), [], 0
+        batch: list[tuple[str, Found]] = []
+        async for found in self._source.list():
+            if not self.options.takes(found.path):
+                continue
+            if found.foreign is not None:
+                self._foreign_count += 1
+                if len(self._foreign) < _MOST_FOREIGN:
+                    self._foreign.append(found.path)
+                continue
+            try:
+                batch.append((await self._paths.name(found.path), found))
+            except ConfigError as exc:
+                # A path that the format does not allow: no other one would be the same object.
+                self._refused.add(Failure.of(found.path, exc))
+                continue
+            if len(batch) == _BATCH:
+                self._journal.note(batch)
+                batch.clear()
+        self._journal.note(batch)
+
+    async def run(self, plan: Plan) -> Report:
+        """Do what the plan says, and return what became of it.
+
+        Raises
+        ------
+        SovstoreError
+            When nothing more can be moved: keys that may be used no longer, a full journal.
+        """
+        report = Report(plan)
+        start = time.monotonic()
+        self._watcher.start(report.samples)
+        mover = Mover(
+            self._source,
+            self._dest,
+            self._journal,
+            self._paths,
+            self._watcher,
+            jobs=self.options.jobs,
+            overwrite=self.options.overwrite,
+            only_newer=self.options.only_newer,
+            limit=self.options.limit,
+        )
+        report.failures = mover.failures
+        for failure in plan.refused.first:
+            self._watcher.failed(failure)
+        self._watcher.phase("moving", plan.objects - plan.done, plan.size - plan.done_size)
+        await mover.run()
+        await self._again(mover)
+        if self.options.verify:
+            report.verified_how = _HOW[self.mode]
+            await self._verify(mover)
+        mover.failures.count += plan.refused.count
+        mover.failures.first[:0] = plan.refused.first
+        report.moved, report.moved_size, report.left = mover.moved, mover.moved_bytes, mover.left
+        report.verified, report.verified_size = self._journal.verified_totals()
+        report.seconds = time.monotonic() - start
+        self._watcher.stop()
+        self._journal.end()
+        return report
+
+    async def _again(self, mover: Mover) -> None:
+        """Move what changed at the source while others were moved; report what keeps changing."""
+        for _ in range(_LISTINGS - 1):
+            await self._list(again=True)
+            count, size = self._journal.totals().get(states.TODO, (0, 0))
+            if not count:
+                return
+            self._watcher.phase("moving", count, size)
+            await mover.run()
+
+    async def _verify(self, mover: Mover) -> None:
+        totals, (count, size) = self._journal.totals(), self._journal.verified_totals()
+        there, there_size = totals.get(states.DONE, (0, 0))
+        self._watcher.phase("verifying", there - count, there_size - size)
+
+        async def one(row: Row) -> None:
+            path = await self._paths.path(row.name)
+            try:
+                await self._compare(path, row)
+            except SovstoreError as exc:
+                if not isinstance(exc, ObjectChangedError):
+                    self._journal.set(row.name, states.FAILED)
+                mover.fail(path, exc)
+                return
+            self._journal.verified(row.name)
+            self._watcher.advance(row.found.size)
+            self._watcher.finished(path, "verified")
+
+        await for_each(_each(self._journal.rows(states.DONE, unverified=True)), one, self.options.jobs)
+
+    async def _compare(self, path: str, row: Row) -> None:
+        expected = replace(row.found, path=path)
+        try:
+            same = await is_same(self._source, self._dest, path, expected)
+        except ObjectChangedError as exc:
+            hint = "run it again: it is then moved anew"
+            raise ObjectChangedError(f"{path}: changed after it was moved", path=path, hint=hint) from exc
+        if not same:
+            hint = "ask why the destination changed it; --overwrite moves it anew"
+            raise IntegrityError(f"{path}: the destination has other bytes than the source", path=path, hint=hint)
+
+    async def extra(self) -> list[str]:
+        """Return what is at the destination and not at the source, of the paths that are taken."""
+        found = []
+        async for there in self._dest.list():
+            own = self.mode == COPY and there.path.startswith(f"{RESERVED}/")
+            if not own and there.foreign is None and self.options.takes(there.path) and not await self._knows(there):
+                found.append(there.path)
+        return sorted(found)
+
+    async def _knows(self, there: Found) -> bool:
+        try:
+            return self._journal.knows(await self._paths.name(there.path))
+        except ConfigError:
+            # A path that the source cannot have.
+            return False
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Delete objects of the destination."""
+        self._watcher.phase("deleting", len(paths))
+        for path in paths:
+            await self._dest.delete([path])
+            self._watcher.finished(path, "deleted")
+
+
+def default_journal(identity: str) -> Path:
+    """Return where the journal of a job lies when nobody says."""
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return Path(platformdirs.user_state_path("sovstore")) / "migrations" / f"{digest}.sqlite"
+
+
+async def _each(rows: Iterator[Row]) -> AsyncIterator[Row]:
+    for row in rows:
+        yield row

@@ -1,0 +1,260 @@
+"""Moves the objects of a migration, one by one and several at a time, each whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Protocol
+
+from sovstore.concurrency import for_each
+from sovstore.errors import (
+    FormatError,
+    IntegrityError,
+    KMSError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    PolicyError,
+    SovstoreError,
+    StoreError,
+)
+from sovstore.format.names import RESERVED
+from sovstore.migration import journal as states
+from sovstore.migration.bare import KEYSET
+from sovstore.migration.comparing import is_same
+from sovstore.migration.journal import Journal, Row
+from sovstore.migration.sides import Found, Side, Sink, Source
+from sovstore.migration.watching import Failure, Failures, Watcher
+
+#: How often one object is tried, and the seconds before the second try; each further one waits twice as long.
+_TRIES = 5
+_PAUSE_S = 0.5
+#: Objects larger than this take turns, so that memory stays bounded; each has parallel requests of its own.
+_LARGE = 4 * 2**20
+_LARGE_AT_ONCE = 3
+_RANKS = 3
+#: Objects in a row that fail, none in between that does not, after which a migration ends: the reason is not theirs.
+_HOPELESS = 100
+
+
+class Paths(Protocol):
+    """Maps paths to the names under which the journal has them, and back."""
+
+    async def name(self, path: str) -> str:
+        """Return the name of a path."""
+
+    async def path(self, name: str) -> str:
+        """Return the path of a name."""
+
+
+class Throttle:
+    """Keeps the bytes of all objects together below a rate.
+
+    Parameters
+    ----------
+    rate : float or None
+        Bytes per second; None is no limit.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._free = 0.0
+
+    async def take(self, size: int) -> None:
+        """Wait until `size` bytes may go."""
+        if self._rate is None:
+            return
+        now = asyncio.get_running_loop().time()
+        wait = max(0.0, self._free - now)
+        self._free = now + wait + size / self._rate
+        if wait:
+            await asyncio.sleep(wait)
+
+
+class Mover:
+    """Moves what the journal says is to be moved.
+
+    Parameters
+    ----------
+    source, dest : Side
+        From where to where.
+    journal : Journal
+        Of the job.
+    paths : Paths
+        How the journal calls the objects.
+    watcher : Watcher
+        Told of each step.
+    jobs : int
+        Objects under way at a time.
+    overwrite : bool
+        Replace objects at the destination that this job did not write.
+    only_newer : bool
+        Leave objects at the destination that are as new as those at the source.
+    limit : float or None
+        Bytes per second.
+    """
+
+    def __init__(
+        self,
+        source: Side,
+        dest: Side,
+        journal: Journal,
+        paths: Paths,
+        watcher: Watcher,
+        *,
+        jobs: int,
+        overwrite: bool = False,
+        only_newer: bool = False,
+        limit: float | None = None,
+    ) -> None:
+        self._source, self._dest, self._journal, self._paths, self._watcher = source, dest, journal, paths, watcher
+        self._jobs, self._overwrite, self._only_newer = jobs, overwrite, only_newer
+        self._throttle = Throttle(limit)
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._in_a_row = 0
+        self.failures = Failures()
+        self.moved = self.moved_bytes = self.left = 0
+
+    async def run(self) -> None:
+        """Move every object that is to be moved; what fails is noted, and the others go on.
+
+        Raises
+        ------
+        KMSError, PolicyError
+            When the keys may be used no longer: no other object would fare better.
+        StoreError
+            When a hundred objects in a row fail.
+        """
+        for rank in range(_RANKS):
+            await for_each(self._rows(rank), self._one, self._jobs)
+
+    async def _rows(self, rank: int) -> AsyncIterator[Row]:
+        for row in self._journal.rows(states.TODO, states.ENDING):
+            if _rank(row.name) == rank:
+                yield row
+
+    async def _one(self, row: Row) -> None:
+        path = await self._paths.path(row.name)
+        try:
+            state = await self._tried(path, row)
+        except SovstoreError as exc:
+            self._journal.set(row.name, states.FAILED)
+            self.fail(path, exc)
+            self._in_a_row += 1
+            if self._in_a_row >= _HOPELESS:
+                hint = "its reason is hardly theirs; mend it, then the same command goes on from here"
+                raise StoreError(
+                    f"{self._in_a_row} objects in a row failed; the last one: {exc.message}", hint=hint
+                ) from exc
+            return
+        self._in_a_row = 0
+        self._watcher.finished(path, "moved" if state == states.DONE else "left")
+
+    def fail(self, path: str, error: SovstoreError) -> None:
+        """Note that an object failed."""
+        failure = Failure.of(path, error)
+        self.failures.add(failure)
+        self._watcher.failed(failure)
+
+    async def _tried(self, path: str, row: Row) -> str:
+        """Move one object, and return its state; what may pass is waited for."""
+        for turn in range(1, _TRIES + 1):
+            try:
+                async with self._large if row.found.size > _LARGE else nullcontext():
+                    return await self._moved(path, row)
+            except (KMSError, PolicyError):
+                raise
+            except SovstoreError as exc:
+                if not exc.retryable or turn == _TRIES:
+                    raise
+                if isinstance(exc, ObjectChangedError) and (found := await self._source.find(path)) is not None:
+                    row = replace(row, found=found)
+            await asyncio.sleep(_PAUSE_S * 2 ** (turn - 1) * random.uniform(0.5, 1))  # noqa: S311  # nosec B311
+        raise AssertionError(path)
+
+    async def _moved(self, path: str, row: Row) -> str:
+        expected = replace(row.found, path=path)
+        if row.state == states.ENDING and await self._is_there(path, row, expected):
+            self._journal.done(row.name, expected, await self._dest.version(path))
+            return states.DONE
+        replacing = self._overwrite or await self._is_ours(path, row)
+        if self._only_newer and not row.written and await self._is_as_new(path, expected):
+            self._journal.set(row.name, states.LEFT)
+            self.left += 1
+            return states.LEFT
+        source = await self._opened(path, expected)
+        sink = await self._created(path, source.found.size, replace=replacing)
+        try:
+            size = await sink.pour(self._throttled(source))
+            if size != source.found.size:
+                raise ObjectChangedError(f"{path}: changed while it was read", path=path)
+            self._journal.ending(row.name, sink.version())
+            await sink.commit()
+        except ObjectExistsError as exc:
+            await sink.abort()
+            raise _exists(path) from exc
+        except BaseException:
+            await sink.abort()
+            raise
+        self._journal.done(row.name, source.found, sink.version() or await self._dest.version(path))
+        self.moved += 1
+        self.moved_bytes += size
+        return states.DONE
+
+    async def _created(self, path: str, size: int, *, replace: bool) -> Sink:
+        try:
+            return await self._dest.create(path, size, replace=replace)
+        except ObjectExistsError as exc:
+            raise _exists(path) from exc
+
+    async def _opened(self, path: str, expected: Found) -> Source:
+        try:
+            return await self._source.open(path, expected)
+        except ObjectNotFoundError as exc:
+            hint = "somebody deleted it after it was listed; run it again to list anew"
+            raise ObjectNotFoundError(f"{path}: is not at the source any more", path=path, hint=hint) from exc
+
+    async def _throttled(self, source: Source) -> AsyncIterator[Any]:
+        async for piece in source.stream():
+            await self._throttle.take(len(piece))
+            yield piece
+            self._watcher.advance(len(piece))
+
+    async def _is_there(self, path: str, row: Row, expected: Found) -> bool:
+        """Return whether the write that was about to become visible when the process died is there."""
+        if row.version is not None:
+            return await self._dest.version(path) == row.version
+        # Nothing in plaintext tells two writes apart but what it is.
+        return await self._dest.find(path) is not None and await is_same(self._source, self._dest, path, expected)
+
+    async def _is_ours(self, path: str, row: Row) -> bool:
+        """Return whether what is at the destination was written by this job, and by nobody since."""
+        if not row.written:
+            return False
+        try:
+            there = await self._dest.version(path)
+        except (FormatError, IntegrityError):
+            there = b""
+        if there is not None and there not in (row.version, row.previous):
+            hint = "somebody wrote it since; --overwrite replaces it all the same"
+            raise ObjectExistsError(f"{path}: is not what this job wrote there", path=path, hint=hint)
+        return there is not None
+
+    async def _is_as_new(self, path: str, expected: Found) -> bool:
+        there = await self._dest.find(path)
+        if there is None or there.modified is None or expected.modified is None:
+            return False
+        return there.modified >= expected.modified
+
+
+def _exists(path: str) -> ObjectExistsError:
+    hint = "--only-newer leaves what is as new as the source, --overwrite replaces it"
+    return ObjectExistsError(f"{path}: exists at the destination, and this job did not write it", path=path, hint=hint)
+
+
+def _rank(name: str) -> int:
+    """Return when a name has its turn: in a byte copy the keysets follow the objects, and the one that opens them."""
+    return 0 if not name.startswith(f"{RESERVED}/") else 2 if name == KEYSET else 1
