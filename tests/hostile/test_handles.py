@@ -118,7 +118,7 @@ def test_memory_of_readers(tmp_path: Path, provider: str) -> None:
 
 def test_hundreds_of_files_at_a_host(remote: SovFileSystem) -> None:
     check_memory(remote, 40)
-    before, count = descriptors(), amount(200, 1000)
+    before, count = descriptors(), amount(80, 1000)
     files = opened(remote, ["large"], count)
     writers = [remote.open(f"written/{n}", "wb") for n in range(count)]
     # Connections, of which there is a limited number.

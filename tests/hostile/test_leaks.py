@@ -19,6 +19,7 @@ import pytest
 from sovstore.backends.base import Backend, Stat, Upload
 from sovstore.check import trials
 from sovstore.errors import SovstoreError
+from tests import stress
 from tests.hostile.canaries import Found, Searcher
 from tests.hostile.key_spy import KeySpy
 from tests.hostile.sessions import LOCAL, MIB, STORE, USER, Session, canaries
@@ -275,7 +276,12 @@ def tapping(family: str, request: pytest.FixtureRequest) -> Iterator[tuple[Tap, 
         yield tapped, settings
 
 
-@pytest.mark.parametrize("transport", ["s3", "s3-obstore", "azure", "azure-obstore", "moto"])
+#: A session takes long; these go the ways that the others go too.
+TRANSPORTS = ("s3", "azure", "azure-obstore", *(("s3-obstore", "moto") if stress.is_long() else ()))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_session_shows_nothing_to_the_host_or_here(
     transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import sovstore
 from sovstore import config as configuration
+from sovstore import manifests
 from sovstore.backends.local import LocalBackend
 from sovstore.errors import ConfigError, FormatError, KeyDeniedError, StoreError, StoreUnavailableError
 from sovstore.kms import keyfile
@@ -434,6 +435,57 @@ def test_a_secret_in_the_table_of_a_location(file, plain):
     with pytest.raises(ConfigError, match="is a secret") as raised:
         _migrate("plain://old/", "sov://cohortes/", file)
     assert "canary-7" not in str(raised.value)
+
+
+# The manifest
+
+
+def test_a_manifest_of_what_was_moved(file, plain, tmp_path):
+    made = tmp_path / "made"
+    report = _migrate(plain, "sov://cohortes/in", file, manifest=made)
+    assert (report.failures.count, report.manifest) == (0, made)
+    assert _findings(file, made) == {"same": len(SIZES) + len(NAMES)}
+
+
+def _findings(file, manifest):
+    async def found():
+        store = open_fs(file, asynchronous=True).store
+        counted = {}
+        async for finding in manifests.check(store, manifest):
+            counted[finding.kind] = counted.get(finding.kind, 0) + 1
+        await store.close()
+        return counted
+
+    return asyncio.run(found())
+
+
+@pytest.mark.parametrize("what", ["loses", "replays"])
+def test_a_destination_that_changes_before_the_manifest(what, file, plain, tmp_path):
+    fs = open_fs(file)
+    fs.pipe_file("sizes/1", b"older")
+    name = fs._sync(fs.store.name, "sizes/1")
+    fs.close()
+    older = (tmp_path / "cohortes" / name).read_bytes()
+
+    class Changes(Silent):
+        def phase(self, phase, objects=None, size=None):
+            if phase == "recording":
+                (tmp_path / "cohortes" / name).unlink()
+                if what == "replays":
+                    (tmp_path / "cohortes" / name).write_bytes(older)
+
+    report = _migrate(plain, "sov://cohortes/", file, overwrite=True, manifest=tmp_path / "made", watcher=Changes())
+    assert [failure.path for failure in report.failures.first] == ["sizes/1"]
+    assert report.exit_code == 5
+
+
+def test_no_manifest_without_keys(file, plain, tmp_path):
+    _migrate(plain, "sov://cohortes/", file)
+    for dest in (tmp_path / "out", "sov://twin/"):
+        _twin(file, tmp_path)
+        with pytest.raises(ConfigError, match="no manifest"):
+            _migrate("sov://cohortes/", dest, file, manifest=tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 # The journal

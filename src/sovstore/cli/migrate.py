@@ -45,7 +45,7 @@ def _rate(text: str | None) -> float | None:
     "migrate",
     examples=[
         "migrate plain://warehouse/ sov://cohortes/ --dry-run",
-        "migrate plain://warehouse/ sov://cohortes/ --verify --report report.json",
+        "migrate plain://warehouse/ sov://cohortes/ --verify --report report.html --manifest 2026.manifest",
         "migrate sov://cohortes/ sov://copy/ --no-keys",
         "migrate sov://cohortes/2026 /srv/way-out --verify",
     ],
@@ -76,6 +76,9 @@ def migrate(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Then read every object at both ends, and compare.")] = False,
     limit: Annotated[str | None, typer.Option(metavar="RATE", help="At most this fast, such as 200MB/s.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Then write a manifest of the destination here.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report here, as JSON; a page if it ends with .html.")
     ] = None,
@@ -105,8 +108,11 @@ def migrate(
         limit=_rate(limit),
         jobs=jobs,
     )
-    if report is not None and not report.absolute().parent.is_dir():
-        usage(f"--report {report}: no such folder", "make it first")
+    for option, file in (("report", report), ("manifest", manifest)):
+        if file is not None and not file.absolute().parent.is_dir():
+            usage(f"--{option} {file}: no such folder", "make it first")
+    if manifest is not None and manifest.exists():
+        usage(f"--manifest {manifest}: is there already", "give another name, or move it away: it is evidence")
 
     if delete_extra and not yes and not dry_run and not sys.stdin.isatty():
         usage("--delete-extra: nobody can be asked", "--yes says that what only the destination has may be deleted")
@@ -127,6 +133,8 @@ def migrate(
         watcher=watcher,
     )
     try:
+        if manifest is not None:
+            job.manifested()
         plan = run.wait(job.plan())
         _show_plan(run, plan, options.limit)
         if dry_run:
@@ -137,6 +145,11 @@ def migrate(
         watcher.bar = None
         if delete_extra:
             done.deleted = _delete_extra(run, job, done, yes=yes)
+        if manifest is not None:
+            with run.out.progress("recorded") as bar:
+                watcher.bar = bar
+                run.wait(job.manifest(manifest.absolute(), done))
+            watcher.bar = None
     finally:
         run.wait(job.close())
     if report is not None:
@@ -232,6 +245,8 @@ def _show_report(run: Run, done: Report) -> None:
     if done.failures.count:
         text += f"; {done.failures.count:,} failed"
     run.out.note(text)
+    if done.manifest is not None:
+        run.out.note(f"recorded in {done.manifest}: 'sovstore verify' finds by it what is missing or older")
     if done.verified_how is not None:
         run.out.note(f"verified {count_text(done.verified)}, {size_text(done.verified_size)}: {done.verified_how}")
 
@@ -303,4 +318,4 @@ class _Shown:
             )
 
 
-_PAST = {"moving": "moved", "verifying": "verified", "deleting": "deleted"}
+_PAST = {"moving": "moved", "verifying": "verified", "deleting": "deleted", "recording": "recorded"}

@@ -95,6 +95,7 @@ def migrate(
     limit: float | None = None,
     jobs: int = 8,
     no_keys: bool = False,
+    manifest: str | os.PathLike[str] | None = None,
     journal: str | os.PathLike[str] | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
@@ -124,6 +125,8 @@ def migrate(
         Objects under way at a time.
     no_keys : bool
         Open no store: a byte copy.
+    manifest : path, optional
+        Where a manifest of the destination goes, a store; there must be no such file.
     journal : path, optional
         Where the journal is; in the user's state folder by default.
     watcher : Watcher, optional
@@ -169,7 +172,12 @@ def migrate(
             watcher=watcher,
         )
         try:
-            return await job.run(await job.plan())
+            if manifest is not None:
+                job.manifested()
+            report = await job.run(await job.plan())
+            if manifest is not None:
+                await job.manifest(Path(manifest).absolute(), report)
+            return report
         finally:
             await job.close()
             for store in stores:

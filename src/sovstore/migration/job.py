@@ -6,15 +6,17 @@ import fnmatch
 import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import platformdirs
 
-from sovstore import policy
+from sovstore import manifests, policy
 from sovstore.concurrency import for_each
-from sovstore.errors import ConfigError, IntegrityError, ObjectChangedError, SovstoreError
+from sovstore.errors import ConfigError, IntegrityError, ObjectChangedError, ObjectNotFoundError, SovstoreError
+from sovstore.format.manifest import ManifestEntry
 from sovstore.format.names import RESERVED
 from sovstore.migration import journal as states
 from sovstore.migration.comparing import is_same
@@ -284,6 +286,68 @@ class Job:
         if not same:
             hint = "ask why the destination changed it; --overwrite moves it anew"
             raise IntegrityError(f"{path}: the destination has other bytes than the source", path=path, hint=hint)
+
+    async def manifest(self, file: Path, report: Report) -> None:
+        """Write a manifest of the destination, each object of which is the one that this job wrote there.
+
+        Objects that are missing by now, or are others, are failures, as is what keeps the manifest from being made.
+
+        Raises
+        ------
+        ConfigError
+            When the destination is no store, or no key is used.
+        """
+        store, folder = self.manifested()
+        self._watcher.phase("recording", *self._journal.totals().get(states.DONE, (0, 0)))
+        same = 0
+
+        async def entries() -> AsyncIterator[ManifestEntry]:
+            nonlocal same
+            async with aclosing(manifests.record(store, folder, jobs=self.options.jobs)) as recorded:
+                async for entry in recorded:
+                    path = self._dest.below(entry.path)
+                    expected = self._journal.version(await self._paths.name(path))
+                    if expected == entry.version:
+                        same += 1
+                    elif expected is not None:
+                        error = IntegrityError(f"{path}: is not what this job wrote there", path=path)
+                        self._fail(report, path, error)
+                    self._watcher.finished(path, "recorded")
+                    yield entry
+
+        try:
+            await manifests.write(store, entries(), file, path=folder)
+        except SovstoreError as exc:
+            self._fail(report, exc.path or str(file), exc)
+            return
+        report.manifest = file
+        if same < self._journal.totals().get(states.DONE, (0, 0))[0]:
+            await self._missing(report)
+
+    def manifested(self) -> tuple[Store, str]:
+        """Return the store and the folder that a manifest would be of.
+
+        Raises
+        ------
+        ConfigError
+            As `manifest`.
+        """
+        if isinstance(self._dest, Sealed):
+            return self._dest.store, self._dest.folder
+        hint = "'sovstore manifest STORE --out FILE' makes one of a store, with its keys"
+        raise ConfigError(f"{self._dest.url}: no manifest of it without keys", path=self._dest.url, hint=hint)
+
+    async def _missing(self, report: Report) -> None:
+        for row in self._journal.rows(states.DONE):
+            path = await self._paths.path(row.name)
+            if await self._dest.find(path) is None:
+                error = ObjectNotFoundError(f"{path}: is not at the destination any more", path=path)
+                self._fail(report, path, error)
+
+    def _fail(self, report: Report, path: str, error: SovstoreError) -> None:
+        failure = Failure.of(path, error)
+        report.failures.add(failure)
+        self._watcher.failed(failure)
 
     async def extra(self) -> list[str]:
         """Return what is at the destination and not at the source, of the paths that are taken."""

@@ -237,6 +237,12 @@ class Journal:
             query = "SELECT 1 FROM objects WHERE name = ? AND seen = ?"
             return self._database.execute(query, (name, self._run)).fetchone() is not None
 
+    def version(self, name: str) -> bytes | None:
+        """Return what tells what this job wrote from every other write; None where it wrote nothing."""
+        with self._mapped():
+            row = self._database.execute("SELECT version FROM objects WHERE name = ?", (name,)).fetchone()
+            return row[0] if row else None
+
     def totals(self) -> dict[str, tuple[int, int]]:
         """Return the number of objects and their bytes, by state, of the last listing."""
         with self._mapped():

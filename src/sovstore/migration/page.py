@@ -50,6 +50,7 @@ def _facts(report: Report) -> str:
         ("Failed", f"{failed:,}", "bad" if failed else ""),
         ("Left out", f"{plan.foreign_count:,} that are not of the store", "bad" if plan.foreign_count else ""),
         ("Verified", _verified(report), ""),
+        ("Manifest", str(report.manifest or "none"), ""),
     ]
     return "\n".join(f'<tr><th>{name}</th><td class="{kind}">{escape(text)}</td></tr>' for name, text, kind in rows)
 

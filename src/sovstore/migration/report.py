@@ -74,6 +74,8 @@ class Report:
         Objects that were read at both ends and are the same.
     deleted : int
         Objects of the destination that the source does not have.
+    manifest : Path or None
+        Where the manifest of the destination is.
     began : datetime
         In UTC.
     seconds : float
@@ -91,6 +93,7 @@ class Report:
     verified_size: int = 0
     verified_how: str | None = None
     deleted: int = 0
+    manifest: Path | None = None
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
     samples: list[tuple[float, int, int]] = field(default_factory=list)
@@ -124,6 +127,7 @@ class Report:
                 ],
             },
             "foreign": {"objects": plan.foreign_count, "first": plan.foreign},
+            "manifest": str(self.manifest) if self.manifest else None,
             "journal": str(plan.journal),
             "samples": [[round(s, 2), objects, size] for s, objects, size in self.samples],
         }
