@@ -47,6 +47,7 @@ from sovstore.format.recovery import RecoveryKey
 from sovstore.kms.local import LocalKey
 from sovstore.secret import Secret
 from sovstore.testing import HostileBackend, Request, hostile_hosts
+from tests import stress
 from tests.hostile.test_tamper import chunks, flipped, noise
 from tests.hostile.victim import NOT_AUTHENTIC, REFUSED, Victim, make_victim
 from tests.hosts import cheap_key_files
@@ -243,13 +244,16 @@ def test_10_bits_flipped_everywhere(victim: Victim) -> None:
     for size in (0, 1, SIZE):
         victim.fs.pipe_file("object", noise(size))
         good = victim.get("object")
-        for bit in range(0, 8 * len(good), 8 * len(good) // 100):
+        read = range(0, 8 * len(good), 8 * len(good) // 100)
+        for bit in read:
             victim.set("object", flipped(good, bit))
             with pytest.raises(REFUSED):
                 victim.fs.cat_file("object")
-        for bit in (0, 8 * 8, 8 * 24, 8 * HEADER, 8 * OVERHEAD, 8 * len(good) - 1):
+        used = (0, 8 * 8, 8 * 24, 8 * HEADER, 8 * OVERHEAD, 8 * len(good) - 1)
+        for bit in used:
             victim.set("object", flipped(good, bit))
             victim.refused("object", beginning=b"")
+        stress.record("Flips", of="object, by fsspec and the command line", flips=len(read) + len(used))
 
 
 def test_11_sealed_under_the_attackers_keys(victim: Victim) -> None:

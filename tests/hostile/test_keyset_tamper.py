@@ -24,6 +24,7 @@ from sovstore.format.recovery import RecoveryKey
 from sovstore.kms.base import Access
 from sovstore.kms.local import LocalKey
 from sovstore.secret import Secret
+from tests import stress
 from tests.hosts import PROVIDERS, Host, cheap_key_files, open_host
 from tests.stores import open_fs
 
@@ -86,6 +87,7 @@ def test_every_bit(keks: dict[str, LocalKey], uris: tuple[str, ...]) -> None:
             _unlock(changed, config)
         found[type(caught.value)] += 1
     assert found.total() == 8 * len(raw) > 10_000
+    stress.record("Flips", of="keyset", flips=found.total())
     assert set(found) == {IntegrityError, FormatError}
 
 
@@ -107,6 +109,7 @@ def test_every_bit_with_a_recovery_recipient(keks: dict[str, LocalKey]) -> None:
                     != json.loads(json.loads(raw)["body"])["recovery"]
                 )
     assert refused == 8 * len(raw)
+    stress.record("Flips", of="keyset", flips=refused)
     assert keysets.unlock_with_recovery(raw, config, recovery).version == 1
 
 
@@ -308,6 +311,7 @@ def test_a_sample_through_the_filesystem(host: Host) -> None:
             rng.choice(_USES)(open_fs(file, skip_instance_cache=True))
         refused += 1
     assert refused == 150
+    stress.record("Flips", of="keyset, by every use of it", flips=refused)
     host.set_file(keysets.LOCATION, raw)
     fs = open_fs(file, skip_instance_cache=True)
     assert fs.find("") == ["object"]

@@ -21,6 +21,7 @@ from sovstore.errors import FormatError, IntegrityError, ObjectChangedError, Obj
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.body import OVERHEAD, WIRE_CHUNK, plain_size, wire_size
 from sovstore.format.header import HEADER
+from tests import stress
 from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, temporaries, wrap_backends
 from tests.stores import make_store, open_fs
 
@@ -211,6 +212,7 @@ def test_every_bit_of_the_header(host: Host) -> None:
             found[type(caught.value)] += 1
         # The magic and the version say whose format it is; everything else is authentic or not.
         assert found == {FormatError: 64, IntegrityError: 960}
+        stress.record("Flips", of="header", flips=found.total())
         host.set("folder/object", good)
         assert host.fs.cat_file("folder/object") == noise(size)
 
@@ -228,6 +230,7 @@ def test_ten_thousand_bits_of_bodies(memory: Host) -> None:
         memory.set("object", good)
         assert memory.fs.cat_file("object") == noise(size)
     assert refused == 10_000
+    stress.record("Flips", of="body", flips=refused)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -242,6 +245,7 @@ def test_flips_through_every_way_of_reading(host: Host, tmp_path: Path, way: str
                 WAYS[way](host.fs, "object", tmp_path)
             refused += 1
     assert refused == 40
+    stress.record("Flips", of="body, by every way of reading", flips=refused)
 
 
 def test_flips_and_ranges(memory: Host) -> None:
@@ -264,6 +268,7 @@ def test_flips_and_ranges(memory: Host) -> None:
             assert changed in needs
             refused += 1
     assert 150 < refused < 550
+    stress.record("Flips", of="body, read in ranges", flips=600)
 
 
 @pytest.mark.parametrize("size", [100, 3 * CHUNK, 5 * CHUNK + 1000, 20 * CHUNK + 3])
@@ -460,6 +465,7 @@ def test_a_flip_in_a_name(host: Host) -> None:
         host.raw.rm_file(changed)
         seen += 1
     assert seen == 60
+    stress.record("Flips", of="characters of a name", flips=seen)
     # A whole folder under another folder's name.
     host.fs.pipe_file("second/object", b"data")
     host.raw.pipe_file(f"{folder}/{host.name('second/object').rpartition('/')[2]}", raw)
