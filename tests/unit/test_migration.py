@@ -13,7 +13,7 @@ import sovstore
 from sovstore import config as configuration
 from sovstore import manifests
 from sovstore.backends.local import LocalBackend
-from sovstore.errors import ConfigError, FormatError, KeyDeniedError, StoreError, StoreUnavailableError
+from sovstore.errors import ConfigError, FormatError, KeyDeniedError, PolicyError, StoreError, StoreUnavailableError
 from sovstore.kms import keyfile
 from sovstore.migration import Silent, bare, moving, sides
 from sovstore.migration.journal import Journal
@@ -89,7 +89,7 @@ def test_there_and_back(file, plain, tmp_path):
     assert not (tmp_path / "out" / ".sovstore").exists()
 
 
-def _twin(file, tmp_path):
+def _twin(file, tmp_path, **place):
     """Describe the same store at another host."""
     described = configuration.load(file).store("cohortes")
     twin = {
@@ -98,6 +98,7 @@ def _twin(file, tmp_path):
         "passphrase_file": described.passphrase_file,
         "store_id": described.store_id,
         "auth_fingerprint": described.auth_fingerprint,
+        **place,
     }
     configuration.write_settings(file, "twin", twin)
 
@@ -352,10 +353,11 @@ def test_a_destination_in_clear_that_alters_objects_is_caught(file, plain, tmp_p
 
 
 def test_paths_that_the_format_refuses_are_reported(file, plain):
-    for name in ("e\u0301", "x" * 200, ".sovstore"):
+    names = {"e\u0301", "x" * 200, ".sovstore"}
+    for name in names:
         (plain / name).write_bytes(b"x")
     report = _migrate(plain, "sov://cohortes/", file)
-    assert {failure.path for failure in report.failures.first} == {"e\u0301", "x" * 200}
+    assert {failure.path for failure in report.failures.first} == names
     assert report.moved == len(SIZES) + len(NAMES)
     assert report.exit_code == 5
 
@@ -427,6 +429,41 @@ def test_ends_that_do_not_go_together(source, dest, options, message, file, plai
         _migrate(source, dest, file, **options)
     assert raised.value.hint
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("inner", ["", "/in"])
+def test_the_root_of_a_store_is_no_place_of_plaintext(inner, file, plain, tmp_path):
+    """Also of one that is not configured here: what is sealed is not sealed again, and no plaintext lies beside it."""
+    _migrate(plain, "sov://cohortes/", file)
+    (tmp_path / "cohortes").rename(tmp_path / "unknown")
+    (tmp_path / "unknown" / "in").mkdir()
+    with file.open("a") as toml:
+        toml.write(f'\n[locations.unknown]\nroot = "{tmp_path / "unknown"}"\n')
+    with pytest.raises(ConfigError, match="is a store"):
+        _migrate(f"plain://unknown{inner}", "sov://archive/", file)
+    with pytest.raises(ConfigError, match="is a store"):
+        _migrate("sov://archive/", f"plain://unknown{inner}", file)
+
+
+def test_plaintext_goes_into_no_store_of_the_configuration(file, plain, tmp_path):
+    for there in (tmp_path / "archive" / "below", tmp_path):
+        with pytest.raises(ConfigError, match="one lies in the other"):
+            _migrate("sov://cohortes/", there, file)
+
+
+def test_a_byte_copy_is_held_against_the_policy(file, plain, tmp_path):
+    _migrate(plain, "sov://cohortes/", file)
+    _twin(file, tmp_path, provider="azure", root="container/twin", account="somebody", region="francecentral")
+    with file.open("a") as toml:
+        toml.write('\n[stores.twin.policy]\nhost_parent = ["FR"]\n')
+    with pytest.raises(PolicyError, match="host_parent"):
+        _migrate("sov://cohortes/", "sov://twin/", file, no_keys=True)
+
+
+def test_no_patterns_in_a_byte_copy(file, tmp_path):
+    _twin(file, tmp_path)
+    with pytest.raises(ConfigError, match="no patterns"):
+        _migrate("sov://cohortes/", "sov://twin/", file, no_keys=True, include=["a*"])
 
 
 def test_a_secret_in_the_table_of_a_location(file, plain):

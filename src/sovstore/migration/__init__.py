@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sovstore import config as configuration
+from sovstore import policy
+from sovstore.errors import ConfigError
 from sovstore.migration import ends
 from sovstore.migration.ends import COPY, End
 from sovstore.migration.job import Job, Options
@@ -64,6 +66,16 @@ def prepare(
     """
     one, other = ends.parse(source, config), ends.parse(dest, config)
     found = ends.mode_of(one, other, COPY if no_keys and mode is None else mode)
+    for end in (one, other):
+        if not end.sealed:
+            ends.refuse_stores(end, config)
+        elif found == COPY:
+            # Nothing opens it here, which is where a policy is held against a store.
+            policy.enforce(end.config, keks=())
+    options = options or Options()
+    if found == COPY and (options.include or options.exclude):
+        hint = "only its names at the host are known without keys; copy all of it"
+        raise ConfigError(f"{source}: no patterns in a byte copy", path=source, hint=hint)
 
     def side(end: End) -> Side:
         if found == COPY:
@@ -74,7 +86,7 @@ def prepare(
         found,
         side(one),
         side(other),
-        options or Options(),
+        options,
         journal=journal,
         watcher=watcher,
         ends=(one, other),

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from sovstore.backends.base import TEMPORARY, Backend, Place, Stat, Upload
 from sovstore.errors import (
+    ConfigError,
     FormatError,
     IsFolderError,
     ObjectChangedError,
@@ -26,6 +27,8 @@ _AHEAD = 2
 #: The keyset of a store, without which nobody can open a copy, and where the older ones are.
 KEYSET = f"{RESERVED}/keyset.json"
 _KEYSETS = f"{RESERVED}/keyset/"
+#: Of the local driver.
+_LOCK = f"{RESERVED}/lock"
 
 
 class _Ranges(Source):
@@ -149,9 +152,23 @@ class Plain(_Bare):
     async def list(self) -> AsyncIterator[Found]:
         """Yield all objects below the folder."""
         async for stat in self._backend.list(self.folder, recursive=True):
-            # What a driver keeps for itself while it writes.
-            if not stat.folder and stat.name.split("/", 1)[0].lower() != RESERVED:
+            # Without what a driver keeps for itself while it writes.
+            if not stat.folder and stat.name != _LOCK and not stat.name.startswith(f"{TEMPORARY}/"):
                 yield self._found(stat)
+
+    async def check(self) -> None:
+        """Refuse the root of a store.
+
+        Raises
+        ------
+        ConfigError
+            What lies there is sealed already; and plaintext must not lie beside it.
+        """
+        for keyset in dict.fromkeys((KEYSET, f"{self.folder}/{KEYSET}" if self.folder else KEYSET)):
+            with suppress(ObjectNotFoundError):
+                await self._backend.stat(keyset)
+                hint = "describe it in a table [stores.NAME], and give sov://NAME/"
+                raise ConfigError(f"{self.url}: is a store, and not a place of plaintext", path=self.url, hint=hint)
 
     async def version(self, path: str) -> bytes | None:
         """Return the mark of what is there: nothing in plaintext tells two writes apart."""

@@ -145,6 +145,23 @@ def _identity(dest: End) -> bytes:
     return dest.config.identity
 
 
+def refuse_stores(plain: End, config: Config) -> None:
+    """Refuse a place of plaintext that lies in a store of the configuration, or around one.
+
+    Raises
+    ------
+    ConfigError
+        Plaintext would lie where only ciphertext may.
+    """
+    for name, described in config.stores.items():
+        store = End(f"sov://{name}/", described, "", sealed=True)
+        try:
+            store.place  # noqa: B018  # it fails where the store could not be opened either
+        except ConfigError:
+            continue
+        refuse_overlap(store, plain)
+
+
 def refuse_overlap(source: End, dest: End) -> None:
     """Refuse two ends of which one lies in the other.
 

@@ -158,8 +158,10 @@ class Job:
         Raises
         ------
         SovstoreError
-            When the source cannot be listed.
+            When the source cannot be listed, or either end is not what it is taken for.
         """
+        await self._source.check()
+        await self._dest.check()
         await self._list()
         totals = self._journal.totals()
         done, done_size = totals.get(states.DONE, (0, 0))

@@ -127,6 +127,9 @@ class Side(ABC):
     def backend(self) -> Backend:
         """The backend of the running loop."""
 
+    async def check(self) -> None:  # noqa: B027  # most are what they are
+        """Refuse an end that is not what it is taken for; one or two small requests."""
+
     @abstractmethod
     def list(self) -> AsyncIterator[Found]:
         """Yield all objects below the folder."""
