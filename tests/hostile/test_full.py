@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import sovstore
 from sovstore import config, rotation
 from sovstore.cli import main
 from sovstore.errors import ConfigError, SovstoreError, StoreError
@@ -239,6 +240,31 @@ def test_a_full_disk_under_a_download(disk: Disk, tmp_path: Path) -> None:
     disk.free()
     fs.get_file("big", str(target))
     assert target.read_bytes() == BIG
+
+
+@pytest.mark.parametrize("mode", ["seal", "open"])
+def test_a_migration_to_a_full_disk_goes_on_when_there_is_room(
+    disk: Disk, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made = {f"{n:02}": os.urandom(100_000) for n in range(20)}
+    file = make_store(tmp_path, root=str((disk.folder if mode == "seal" else tmp_path) / "store"))
+    source, dest = str(tmp_path / "clear"), "sov://cohortes/"
+    (tmp_path / "clear").mkdir()
+    for name, data in made.items():
+        (tmp_path / "clear" / name).write_bytes(data)
+    if mode == "open":
+        sovstore.migrate(source, dest, config=file)
+        source, dest = dest, str(disk.folder / "out")
+    disk.fill(leave=MIB)
+    report = sovstore.migrate(source, dest, config=file)
+    assert 0 < report.moved < len(made)
+    assert report.moved + report.failures.count == len(made)
+    assert all("no room" in failure.message for failure in report.failures.first)
+    assert all("free some room" in (failure.hint or "") for failure in report.failures.first)
+    disk.free()
+    report = sovstore.migrate(source, dest, config=file, verify=True)
+    assert (report.failures.count, report.verified) == (0, len(made))
 
 
 # A quota

@@ -17,6 +17,7 @@ import sovstore
 from sovstore import config
 from tests import stress
 from tests.hosts import cheap_key_files
+from tests.servers.faults import Faults
 from tests.stores import make_store, on_azure, on_s3, open_fs
 
 CHUNK = 16384
@@ -118,6 +119,46 @@ def test_there_and_back(
         assert fs.find("", detail=True).keys() == objects.keys()
         assert fs.cat_file("sizes/16385") == _content("sizes/16385", objects["sizes/16385"])
         fs.close()
+
+
+@pytest.mark.server("faults")
+def test_a_fifth_of_all_requests_fails_at_both_ends(
+    s3_server: Any,
+    azurite_server: Any,
+    s3_faults: Any,
+    azurite_faults: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All is there in the end, or the report says of each object that is not why, and the next run brings it."""
+    clear, sealed = on_azure(azurite_server, prefix="warehouse"), on_s3(s3_server, options={"timeout": 15})
+    for place in (clear, sealed):
+        for name, value in place.pop("environment").items():
+            monkeypatch.setenv(name, value)
+    made = {f"{n % 3}/{n:02}": _made(str(n), int(10 ** (n % 7))) for n in range(40)}
+    host = fsspec.filesystem("abfs", **azurite_server.storage_options)
+    for path, data in made.items():
+        host.pipe_file(f"{clear['root']}/{path}", data)
+    file = make_store(tmp_path, "sealed", **sealed)
+    _locate(file, "warehouse", clear)
+    source, dest = azurite_faults(), s3_faults()
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", source.server.connection_string)
+    monkeypatch.setenv("SOVSTORE_STORES__SEALED__ENDPOINT", dest.endpoint_url)
+    reading = Faults(lose_reply=True, methods=("GET", "HEAD"), probability=0.2)
+    writing = Faults(lose_reply=True, methods=("GET", "HEAD", "PUT", "POST", "DELETE"), probability=0.2)
+    source.proxy.faults, dest.proxy.faults = reading, writing
+    journal = tmp_path / "journal"
+    report = sovstore.migrate("plain://warehouse/", "sov://sealed/", config=file, journal=journal)
+    assert source.proxy.count(fault=reading.kind)
+    assert dest.proxy.count(fault=writing.kind)
+    assert report.moved + report.failures.count == len(made)
+    assert all(failure.message for failure in report.failures.first)
+    source.proxy.faults = dest.proxy.faults = Faults()
+    again = sovstore.migrate("plain://warehouse/", "sov://sealed/", config=file, journal=journal, verify=True)
+    assert (again.failures.count, again.verified) == (0, len(made))
+    fs = open_fs(file, "sealed")
+    assert fs.cat(fs.find("")) == made
+    fs.close()
 
 
 def _locate(file: Path, name: str, place: dict[str, Any]) -> None:
