@@ -255,14 +255,14 @@ def describe_location(
     Parameters
     ----------
     name, table, source, known
-        As of `describe`, of a table ``[locations.NAME]``.
+        As of `describe`, of a table ``[locations.NAME]``; without a name, of a URL that was given alone.
 
     Raises
     ------
     ConfigError
         As `describe`.
     """
-    where = location(name, source, kind="locations")
+    where = location(name, source, kind="locations") if name else str(table.get("root"))
     refuse_unknown(table, LOCATION_SETTINGS, where)
     values = {key: _typed(key, value, where) for key, value in table.items()}
     if not values.get("root"):

@@ -146,11 +146,13 @@ def test_hostile_names_of_the_source_steer_no_terminal(cli, config, clear):
     assert "\x1b" not in ran.raw_err + ran.raw_out
 
 
-def test_a_page_of_an_empty_source(cli, config, tmp_path):
+@pytest.mark.parametrize("source", ["empty", "nowhere", "clear/two"])
+def test_nothing_to_migrate(source, cli, config, clear, tmp_path):
+    """A mistyped path must not look like a migration that is done, nor have the destination emptied."""
     (tmp_path / "empty").mkdir()
-    ran = cli("migrate", tmp_path / "empty", "sov://cohortes/", "--verify", "--report", tmp_path / "r.html")
-    assert ran.code == 0
-    assert "moved 0 objects" in ran.err
+    ran = cli("migrate", tmp_path / source, "sov://cohortes/", "--delete-extra", "--yes")
+    assert ran.code == 1
+    assert f"DIR/{source}: nothing is there to migrate" in ran.err
 
 
 def test_into_another_store(cli, config, fs, tmp_path):

@@ -441,6 +441,7 @@ def test_the_root_of_a_store_is_no_place_of_plaintext(inner, file, plain, tmp_pa
         toml.write(f'\n[locations.unknown]\nroot = "{tmp_path / "unknown"}"\n')
     with pytest.raises(ConfigError, match="is a store"):
         _migrate(f"plain://unknown{inner}", "sov://archive/", file)
+    _migrate(plain, "sov://archive/", file)
     with pytest.raises(ConfigError, match="is a store"):
         _migrate("sov://archive/", f"plain://unknown{inner}", file)
 

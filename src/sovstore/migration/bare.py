@@ -16,6 +16,7 @@ from sovstore.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     SovstoreError,
+    StoreError,
 )
 from sovstore.format.body import OVERHEAD, plain_size
 from sovstore.format.names import RESERVED
@@ -165,10 +166,16 @@ class Plain(_Bare):
             What lies there is sealed already; and plaintext must not lie beside it.
         """
         for keyset in dict.fromkeys((KEYSET, f"{self.folder}/{KEYSET}" if self.folder else KEYSET)):
-            with suppress(ObjectNotFoundError):
+            try:
                 await self._backend.stat(keyset)
-                hint = "describe it in a table [stores.NAME], and give sov://NAME/"
-                raise ConfigError(f"{self.url}: is a store, and not a place of plaintext", path=self.url, hint=hint)
+            except ObjectNotFoundError:
+                continue
+            except StoreError as exc:
+                # The first request to this host: whatever is wrong with it is not about that name.
+                message = exc.message.removeprefix(f"{keyset}: ")
+                raise type(exc)(f"{self.url}: {message}", path=self.url, hint=exc.hint) from exc
+            hint = "describe it in a table [stores.NAME], and give sov://NAME/"
+            raise ConfigError(f"{self.url}: is a store, and not a place of plaintext", path=self.url, hint=hint)
 
     async def version(self, path: str) -> bytes | None:
         """Return the mark of what is there: nothing in plaintext tells two writes apart."""

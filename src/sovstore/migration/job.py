@@ -164,6 +164,12 @@ class Job:
         await self._dest.check()
         await self._list()
         totals = self._journal.totals()
+        if not (totals or self._refused.count or self._foreign_count):
+            # Not "all is done": a path that is mistyped, or a disk that is not mounted, looks the same.
+            hint = "check the path, and --include and --exclude; a folder is meant, not one object"
+            raise ObjectNotFoundError(
+                f"{self._source.url}: nothing is there to migrate", path=self._source.url, hint=hint
+            )
         done, done_size = totals.get(states.DONE, (0, 0))
         return Plan(
             mode=self.mode,
