@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 #: Set to 1 by `make stress`.
 _LONG = "SOVSTORE_TEST_STRESS"
 #: Where the figures go, one JSON object a line.
@@ -26,6 +28,11 @@ def is_long() -> bool:
 def amount(short: int, long: int) -> int:
     """Return how often something is done: `short` in `make test`, `long` in `make stress`."""
     return long if is_long() else short
+
+
+def long_only(cls: type) -> type:
+    """Leave the tests of a class to `make stress`: they go ways that others go too."""
+    return pytest.mark.stress(pytest.mark.skipif(not is_long(), reason="left to `make stress`")(cls))
 
 
 def kills(short: int) -> int:

@@ -13,6 +13,7 @@ from sovstore.backends.base import Backend, Place
 from sovstore.backends.providers import catalogue
 from sovstore.backends.registry import open_backend as registry_open
 from sovstore.testing import BackendTests, HostileBackend
+from tests import stress
 from tests.servers.facts import CEPH, MOTO
 
 
@@ -78,6 +79,7 @@ class TestS3OfAnybody(BackendTests):
         return _opener("s3", _bucket(s3_server), options=s3_server.storage_options)
 
 
+@stress.long_only
 class TestS3OverTLS(BackendTests):
     """The driver of S3 on Ceph, over TLS with a private authority."""
 
@@ -119,6 +121,7 @@ class TestAzure(BackendTests):
         return _opener("azurite", f"{azurite_server.create_container(f'c{uuid4().hex[:12]}')}/root")
 
 
+@stress.long_only
 class TestAzureOverTLS(BackendTests):
     """The driver of Azure Blob, on Azurite over TLS with a private authority."""
 
@@ -155,6 +158,7 @@ class TestObstoreOnS3OfAnybody(BackendTests):
 
 
 @pytest.mark.usefixtures("_s3_keys")
+@stress.long_only
 class TestObstoreOnS3OverTLS(BackendTests):
     """The transport obstore on Ceph, over TLS with a private authority."""
 

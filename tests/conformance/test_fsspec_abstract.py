@@ -9,6 +9,7 @@ from typing import Any
 import fsspec.tests.abstract as abstract
 import pytest
 
+from tests import stress
 from tests.stores import make_store, on_azure, on_s3, open_fs
 
 #: Tests of the suite per filesystem in fsspec 2026.9: a smaller number would mean that some are not collected.
@@ -88,7 +89,9 @@ KINDS = (MemoryFixtures, LocalFixtures, CephFixtures, AzuriteFixtures)
 for _fixtures in KINDS:
     for _suite in SUITES:
         _name = f"Test{_fixtures.__name__.removesuffix('Fixtures')}{_suite.__name__.removeprefix('Abstract')}"
-        globals()[_name] = type(_name, (_suite, _fixtures), {"__module__": __name__})
+        _tests = type(_name, (_suite, _fixtures), {"__module__": __name__})
+        # The filesystem is the same, and what is below it passes `BackendTests` on Azurite; this takes minutes there.
+        globals()[_name] = stress.long_only(_tests) if _fixtures is AzuriteFixtures else _tests
 
 
 def test_the_whole_suite_was_collected(request: pytest.FixtureRequest) -> None:
