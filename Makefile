@@ -9,9 +9,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # Python 3.11 is what CI uses and what constraints.txt was resolved for; a newer one will do.
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
-# Every worker starts the servers its tests use (a second, 0.3 GB): not one per core of a large machine. One more than
-# there are cores, since many tests wait for a server.
-WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
+# Every worker starts the servers its tests use (a second, 0.3 GB): not one per core of a large machine.
+WORKERS ?= auto --maxprocesses 4
 # A server named here that is missing fails its tests instead of skipping them.
 SOVSTORE_TEST_REQUIRE ?= s3,moto,azurite,faults,keyring,openbao,kmip,softhsm$(if $(CI),$(comma)okms)
 

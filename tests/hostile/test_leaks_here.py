@@ -168,6 +168,8 @@ REFERENCES = {
     "recovery_key": "FILE",
     "kek": "URI of the key",
     "keep_old": "old_keks",
+    # A switch.
+    "no_keys": "Open no store",
 }
 _SECRET = re.compile(r"pass|secret|token|credential|password|pin\b|key|kek", re.IGNORECASE)
 
@@ -184,7 +186,7 @@ def test_no_command_takes_a_secret_as_an_argument() -> None:
         assert not getattr(parameter, "hide_input", False), (path, parameter.name)
         # Read by us, in one place.
         assert not parameter.envvar, (path, parameter.name)
-    assert found.keys() == {"recovery_key", "kek"}
+    assert found.keys() == {"recovery_key", "kek", "no_keys"}
     for name, text in found.items():
         assert REFERENCES[name] in text or "FILE" in text or "URI" in text or "this key instead" in text
 
