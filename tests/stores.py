@@ -54,6 +54,20 @@ def make_store(
     return file
 
 
+def describe_twin(file: Path, folder: Path, name: str = "cohortes", **place: Any) -> None:
+    """Describe a store of a configuration once more, as ``twin``: the same one, at another host."""
+    described = config.load(file).store(name)
+    twin = {
+        "root": str(folder / "twin"),
+        "kek": described.kek,
+        "passphrase_file": described.passphrase_file,
+        "store_id": described.store_id,
+        "auth_fingerprint": described.auth_fingerprint,
+        **place,
+    }
+    config.write_settings(file, "twin", twin)
+
+
 def on_s3(server: Any, prefix: str = "root", **settings: Any) -> dict[str, Any]:
     """Return the settings of a store in a new bucket of a server; the credentials are for the environment."""
     bucket = server.create_bucket(f"b{uuid4().hex[:12]}")

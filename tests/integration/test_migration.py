@@ -14,11 +14,10 @@ import fsspec
 import pytest
 
 import sovstore
-from sovstore import config
 from tests import stress
 from tests.hosts import cheap_key_files
 from tests.servers.faults import Faults
-from tests.stores import make_store, on_azure, on_s3, open_fs
+from tests.stores import describe_twin, make_store, on_azure, on_s3, open_fs
 
 CHUNK = 16384
 HOSTILE = (
@@ -100,7 +99,7 @@ def test_there_and_back(
     make_store(tmp_path, "sealed", **sealed)
     file = make_store(tmp_path, "anew", **anew)
     _locate(file, "warehouse", clear)
-    _twin(file, "anew", tmp_path)
+    describe_twin(file, tmp_path, "anew")
 
     _check(sovstore.migrate("plain://warehouse/", "sov://sealed/", config=file, verify=True), "seal", len(objects))
     _check(sovstore.migrate("sov://sealed/", "sov://anew/", config=file, verify=True), "reencrypt", len(objects))
@@ -164,16 +163,3 @@ def test_a_fifth_of_all_requests_fails_at_both_ends(
 def _locate(file: Path, name: str, place: dict[str, Any]) -> None:
     with file.open("a") as toml:
         toml.write(f'\n[locations.{name}]\nprovider = "{place["provider"]}"\nroot = "{place["root"]}"\n')
-
-
-def _twin(file: Path, name: str, folder: Path) -> None:
-    """Describe the same store on this machine."""
-    described = config.load(file).store(name)
-    twin = {
-        "root": str(folder / "twin"),
-        "kek": described.kek,
-        "passphrase_file": described.passphrase_file,
-        "store_id": described.store_id,
-        "auth_fingerprint": described.auth_fingerprint,
-    }
-    config.write_settings(file, "twin", twin)

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 import sovstore
-from sovstore import config as configuration
 from sovstore import manifests
 from sovstore.backends.local import LocalBackend
 from sovstore.errors import ConfigError, FormatError, KeyDeniedError, PolicyError, StoreError, StoreUnavailableError
 from sovstore.kms import keyfile
 from sovstore.migration import Silent, bare, moving, sides
 from sovstore.migration.journal import Journal
-from tests.stores import make_store, open_fs
+from tests.stores import describe_twin, make_store, open_fs
 
 CHUNK = 16384
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * 2**20 + 7)
@@ -89,23 +88,9 @@ def test_there_and_back(file, plain, tmp_path):
     assert not (tmp_path / "out" / ".sovstore").exists()
 
 
-def _twin(file, tmp_path, **place):
-    """Describe the same store at another host."""
-    described = configuration.load(file).store("cohortes")
-    twin = {
-        "root": str(tmp_path / "twin"),
-        "kek": described.kek,
-        "passphrase_file": described.passphrase_file,
-        "store_id": described.store_id,
-        "auth_fingerprint": described.auth_fingerprint,
-        **place,
-    }
-    configuration.write_settings(file, "twin", twin)
-
-
 def test_a_byte_copy_needs_no_key(file, plain, tmp_path):
     _migrate(plain, "sov://cohortes/", file)
-    _twin(file, tmp_path)
+    describe_twin(file, tmp_path)
     (tmp_path / "kek.key").rename(tmp_path / "away")
     copied = _migrate("sov://cohortes/", "sov://twin/", file, no_keys=True, verify=True)
     assert (copied.plan.mode, copied.failures.count) == ("copy", 0)
@@ -121,7 +106,7 @@ def test_a_byte_copy_needs_no_key(file, plain, tmp_path):
 
 def test_the_keyset_of_a_copy_comes_last(file, plain, tmp_path, monkeypatch):
     _migrate(plain, "sov://cohortes/", file)
-    _twin(file, tmp_path)
+    describe_twin(file, tmp_path)
     order = []
     commit = bare._Written.commit
 
@@ -207,7 +192,7 @@ def test_a_run_that_ended_early_goes_on(mode, file, plain, tmp_path, monkeypatch
     source, dest = plain, "sov://cohortes/"
     if mode != "seal":
         _migrate(plain, "sov://cohortes/", file)
-        _twin(file, tmp_path)
+        describe_twin(file, tmp_path)
         source, dest = (
             "sov://cohortes/",
             {"reencrypt": "sov://archive/", "copy": "sov://twin/"}.get(mode, tmp_path / "out"),
@@ -454,7 +439,7 @@ def test_plaintext_goes_into_no_store_of_the_configuration(file, plain, tmp_path
 
 def test_a_byte_copy_is_held_against_the_policy(file, plain, tmp_path):
     _migrate(plain, "sov://cohortes/", file)
-    _twin(file, tmp_path, provider="azure", root="container/twin", account="somebody", region="francecentral")
+    describe_twin(file, tmp_path, provider="azure", root="container/twin", account="somebody", region="francecentral")
     with file.open("a") as toml:
         toml.write('\n[stores.twin.policy]\nhost_parent = ["FR"]\n')
     with pytest.raises(PolicyError, match="host_parent"):
@@ -462,7 +447,7 @@ def test_a_byte_copy_is_held_against_the_policy(file, plain, tmp_path):
 
 
 def test_no_patterns_in_a_byte_copy(file, tmp_path):
-    _twin(file, tmp_path)
+    describe_twin(file, tmp_path)
     with pytest.raises(ConfigError, match="no patterns"):
         _migrate("sov://cohortes/", "sov://twin/", file, no_keys=True, include=["a*"])
 
@@ -520,7 +505,7 @@ def test_a_destination_that_changes_before_the_manifest(what, file, plain, tmp_p
 def test_no_manifest_without_keys(file, plain, tmp_path):
     _migrate(plain, "sov://cohortes/", file)
     for dest in (tmp_path / "out", "sov://twin/"):
-        _twin(file, tmp_path)
+        describe_twin(file, tmp_path)
         with pytest.raises(ConfigError, match="no manifest"):
             _migrate("sov://cohortes/", dest, file, manifest=tmp_path / "made")
     assert not (tmp_path / "made").exists()

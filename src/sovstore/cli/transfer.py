@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,6 @@ def transfer(
     _refuse_collisions(items)
     start = time.perf_counter()
 
-    async def source() -> AsyncIterator[Item]:
-        for item in items:
-            yield item
-
     with run.out.progress(verb, len(items), sum(item.size for item in items)) as bar:
 
         async def work(item: Item) -> None:
@@ -91,7 +87,7 @@ def transfer(
             outcome.size += item.size
             bar.finish()
 
-        run.wait(for_each(source(), work, jobs))
+        run.wait(for_each(iter(items), work, jobs))
     return done(run, verb, outcome, time.perf_counter() - start)
 
 

@@ -140,6 +140,14 @@ class _Bare(Side):
         """Delete objects."""
         await self._backend.delete([self.join(path) for path in paths])
 
+    async def name(self, path: str) -> str:
+        """Return the path below the root: names are as they are."""
+        return self.join(path)
+
+    async def path(self, name: str) -> str:
+        """Return the path below the folder."""
+        return self.below(name)
+
     async def close(self) -> None:
         """Close the connections of the backend."""
         await self._backend.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -22,7 +22,7 @@ from sovstore.migration import journal as states
 from sovstore.migration.comparing import is_same
 from sovstore.migration.ends import COPY, OPEN, REENCRYPT, SEAL, End
 from sovstore.migration.journal import Journal, Row
-from sovstore.migration.moving import Mover, Paths
+from sovstore.migration.moving import Mover
 from sovstore.migration.report import Chart, Plan, Report
 from sovstore.migration.sides import Found, Sealed, Side
 from sovstore.migration.watching import Failure, Failures, Silent, Watcher
@@ -71,30 +71,6 @@ class Options:
         return not any(fnmatch.fnmatchcase(path, pattern) for pattern in self.exclude)
 
 
-class _StorePaths:
-    """Names as they are at the host of a store."""
-
-    def __init__(self, store: Store, folder: str) -> None:
-        self._store, self._folder = store, folder
-
-    async def name(self, path: str) -> str:
-        return await self._store.name(f"{self._folder}/{path}" if self._folder and path else self._folder or path)
-
-    async def path(self, name: str) -> str:
-        path = await self._store.path(name)
-        return path[len(self._folder) + 1 :] if self._folder else path
-
-
-class _RawPaths:
-    """Names as they are."""
-
-    async def name(self, path: str) -> str:
-        return path
-
-    async def path(self, name: str) -> str:
-        return name
-
-
 #: How each mode was verified.
 _HOW = {
     SEAL: "each object was opened at the destination, authenticated, and compared with the source, byte by byte",
@@ -137,8 +113,8 @@ class Job:
         self.mode, self.options = mode, options
         self._source, self._dest, self._ends = source, dest, ends
         self._watcher = Chart(watcher or Silent())
-        sealed = dest if mode == SEAL else source
-        self._paths: Paths = _StorePaths(sealed.store, sealed.folder) if isinstance(sealed, Sealed) else _RawPaths()
+        #: Knows the names under which the journal has the objects.
+        self._named = dest if mode == SEAL else source
         identity = f"{mode}\n{source.identity}\n{dest.identity}"
         file = journal or default_journal(identity)
         self._journal = Journal(file, identity)
@@ -204,7 +180,7 @@ class Job:
                     self._foreign.append(found.path)
                 continue
             try:
-                batch.append((await self._paths.name(found.path), found))
+                batch.append((await self._named.name(found.path), found))
             except ConfigError as exc:
                 # A path that the format does not allow: no other one would be the same object.
                 self._refused.add(Failure.of(found.path, exc))
@@ -229,7 +205,7 @@ class Job:
             self._source,
             self._dest,
             self._journal,
-            self._paths,
+            self._named,
             self._watcher,
             jobs=self.options.jobs,
             overwrite=self.options.overwrite,
@@ -270,7 +246,7 @@ class Job:
         self._watcher.phase("verifying", there - count, there_size - size)
 
         async def one(row: Row) -> None:
-            path = await self._paths.path(row.name)
+            path = await self._named.path(row.name)
             try:
                 await self._compare(path, row)
             except SovstoreError as exc:
@@ -282,7 +258,7 @@ class Job:
             self._watcher.advance(row.found.size)
             self._watcher.finished(path, "verified")
 
-        await for_each(_each(self._journal.rows(states.DONE, unverified=True)), one, self.options.jobs)
+        await for_each(self._journal.rows(states.DONE, unverified=True), one, self.options.jobs)
 
     async def _compare(self, path: str, row: Row) -> None:
         expected = replace(row.found, path=path)
@@ -314,7 +290,7 @@ class Job:
             async with aclosing(manifests.record(store, folder, jobs=self.options.jobs)) as recorded:
                 async for entry in recorded:
                     path = self._dest.below(entry.path)
-                    expected = self._journal.version(await self._paths.name(path))
+                    expected = self._journal.version(await self._named.name(path))
                     if expected == entry.version:
                         same += 1
                     elif expected is not None:
@@ -347,7 +323,7 @@ class Job:
 
     async def _missing(self, report: Report) -> None:
         for row in self._journal.rows(states.DONE):
-            path = await self._paths.path(row.name)
+            path = await self._named.path(row.name)
             if await self._dest.find(path) is None:
                 error = ObjectNotFoundError(f"{path}: is not at the destination any more", path=path)
                 self._fail(report, path, error)
@@ -368,7 +344,7 @@ class Job:
 
     async def _knows(self, there: Found) -> bool:
         try:
-            return self._journal.knows(await self._paths.name(there.path))
+            return self._journal.knows(await self._named.name(there.path))
         except ConfigError:
             # A path that the source cannot have.
             return False
@@ -385,8 +361,3 @@ def default_journal(identity: str) -> Path:
     """Return where the journal of a job lies when nobody says."""
     digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return Path(platformdirs.user_state_path("sovstore")) / "migrations" / f"{digest}.sqlite"
-
-
-async def _each(rows: Iterator[Row]) -> AsyncIterator[Row]:
-    for row in rows:
-        yield row

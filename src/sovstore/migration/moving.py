@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from sovstore.concurrency import for_each
 from sovstore.errors import (
@@ -38,16 +38,6 @@ _LARGE_AT_ONCE = 3
 _RANKS = 3
 #: Objects in a row that fail, none in between that does not, after which a migration ends: the reason is not theirs.
 _HOPELESS = 100
-
-
-class Paths(Protocol):
-    """Maps paths to the names under which the journal has them, and back."""
-
-    async def name(self, path: str) -> str:
-        """Return the name of a path."""
-
-    async def path(self, name: str) -> str:
-        """Return the path of a name."""
 
 
 class Throttle:
@@ -83,8 +73,8 @@ class Mover:
         From where to where.
     journal : Journal
         Of the job.
-    paths : Paths
-        How the journal calls the objects.
+    named : Side
+        The end whose names the journal has.
     watcher : Watcher
         Told of each step.
     jobs : int
@@ -102,7 +92,7 @@ class Mover:
         source: Side,
         dest: Side,
         journal: Journal,
-        paths: Paths,
+        named: Side,
         watcher: Watcher,
         *,
         jobs: int,
@@ -110,7 +100,7 @@ class Mover:
         only_newer: bool = False,
         limit: float | None = None,
     ) -> None:
-        self._source, self._dest, self._journal, self._paths, self._watcher = source, dest, journal, paths, watcher
+        self._source, self._dest, self._journal, self._named, self._watcher = source, dest, journal, named, watcher
         self._jobs, self._overwrite, self._only_newer = jobs, overwrite, only_newer
         self._throttle = Throttle(limit)
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
@@ -129,15 +119,11 @@ class Mover:
             When a hundred objects in a row fail.
         """
         for rank in range(_RANKS):
-            await for_each(self._rows(rank), self._one, self._jobs)
-
-    async def _rows(self, rank: int) -> AsyncIterator[Row]:
-        for row in self._journal.rows(states.TODO, states.ENDING):
-            if _rank(row.name) == rank:
-                yield row
+            rows = self._journal.rows(states.TODO, states.ENDING)
+            await for_each((row for row in rows if _rank(row.name) == rank), self._one, self._jobs)
 
     async def _one(self, row: Row) -> None:
-        path = await self._paths.path(row.name)
+        path = await self._named.path(row.name)
         try:
             state = await self._tried(path, row)
         except SovstoreError as exc:

@@ -161,6 +161,20 @@ class Side(ABC):
         """Delete objects."""
 
     @abstractmethod
+    async def name(self, path: str) -> str:
+        """Return the name at the host of a path.
+
+        Raises
+        ------
+        PathError
+            When there can be no such object.
+        """
+
+    @abstractmethod
+    async def path(self, name: str) -> str:
+        """Return the path of a name at the host."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Close connections; what this process made for its own use is deleted."""
 
@@ -237,6 +251,14 @@ class Sealed(Side):
     async def delete(self, paths: Iterable[str]) -> None:
         """Delete objects."""
         await self.store.delete([await self.store.stat(self.join(path)) for path in paths])
+
+    async def name(self, path: str) -> str:
+        """Return the name that the store makes of a path."""
+        return await self.store.name(self.join(path))
+
+    async def path(self, name: str) -> str:
+        """Return the path that the store made a name of."""
+        return self.below(await self.store.path(name))
 
     async def close(self) -> None:
         """Do nothing: the store is its opener's to close."""
