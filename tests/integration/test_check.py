@@ -103,7 +103,14 @@ def test_over_tls(s3_server):
 
 
 def test_moto_keeps_what_is_known_of_it(moto_server):
-    report = _run(_s3_place(moto_server, MOTO))
+    # It looks first and writes then, on many threads: now and then a race has two winners, and the check says so.
+    for _ in range(5):
+        report = _run(_s3_place(moto_server, MOTO))
+        if _kept(report) == _ON_MOTO:
+            break
+        assert _kept(report) <= _ON_MOTO
+        for name in _ON_MOTO - _kept(report):
+            assert "were told that they won" in report.probe.condition(name).reason
     assert _kept(report) == _ON_MOTO
     # It refuses the header of one request, and lets several at once through.
     assert "won" in report.probe.condition("complete:create").reason
