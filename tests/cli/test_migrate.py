@@ -162,3 +162,13 @@ def test_into_another_store(cli, config, fs, tmp_path):
     assert ran.code == 0
     assert "reencrypt" in ran.err
     assert open_fs(config, "archive").cat_file("old/a") == b"a"
+
+
+def test_in_processes_of_this_machine(cli, config, clear):
+    ran = cli("migrate", clear, "sov://cohortes/", "--workers", "2", "--verify")
+    assert ran.code == 0
+    assert _without_rest(_text(ran)) == _plan("2, 1.5 kB") + (
+        "moved 2 objects, 1.5 kB in TIME\n"
+        "verified 2 objects, 1.5 kB: each object was opened at the destination, authenticated, and compared with the"
+        " source, byte by byte\n"
+    )

@@ -375,7 +375,7 @@ def test_what_does_not_pass_is_reported(file, plain, monkeypatch):
 
 
 def test_a_host_that_takes_nothing_more_ends_it(file, plain, monkeypatch):
-    monkeypatch.setattr(moving, "_HOPELESS", 3)
+    monkeypatch.setattr(moving, "HOPELESS", 3)
     _failing(monkeypatch, 100)
     with pytest.raises(StoreError, match="3 objects in a row failed") as raised:
         _migrate(plain, "sov://cohortes/", file, jobs=1)

@@ -48,6 +48,7 @@ def _rate(text: str | None) -> float | None:
         "migrate plain://warehouse/ sov://cohortes/ --verify --report report.html --manifest 2026.manifest",
         "migrate sov://cohortes/ sov://copy/ --no-keys",
         "migrate sov://cohortes/2026 /srv/way-out --verify",
+        "migrate plain://warehouse/ sov://cohortes/ --dask tls://scheduler:8786",
     ],
 )
 def migrate(
@@ -85,6 +86,12 @@ def migrate(
     journal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Journal of this job instead of one in the user's state folder.")
     ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Do the work in N processes of this machine.")
+    ] = None,
     jobs: Jobs = JOBS,
 ) -> int:
     """Move all objects from one place to another: into a store, out of one, or from one to the next.
@@ -95,9 +102,11 @@ def migrate(
     Into a store, objects are sealed; from one store to another, opened and sealed anew; to the same store
     elsewhere (same store_id), copied as ciphertext; out of a store, opened: the host there can read them.
 
+    Workers of a Dask cluster (--dask) find the configuration for themselves, and ask the KMS themselves.
+
     Killed at any moment, the same command goes on where it was. With --json, events are printed as JSON lines.
     """
-    from sovstore.migration import Options, prepare
+    from sovstore.migration import Options, Workers, prepare
 
     options = Options(
         tuple(include or ()),
@@ -114,6 +123,7 @@ def migrate(
     if manifest is not None and manifest.exists():
         usage(f"--manifest {manifest}: is there already", "give another name, or move it away: it is evidence")
 
+    spread = Workers.of(dask, workers, run.config_file)
     if delete_extra and not yes and not dry_run and not sys.stdin.isatty():
         usage("--delete-extra: nobody can be asked", "--yes says that what only the destination has may be deleted")
 
@@ -131,6 +141,7 @@ def migrate(
         options=options,
         journal=journal,
         watcher=watcher,
+        workers=spread,
     )
     try:
         if manifest is not None:

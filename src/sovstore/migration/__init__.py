@@ -14,20 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from sovstore import config as configuration
-from sovstore import policy
 from sovstore.errors import ConfigError
 from sovstore.migration import ends
-from sovstore.migration.ends import COPY, End
+from sovstore.migration.cluster import Workers
+from sovstore.migration.ends import COPY, End, Opener
 from sovstore.migration.job import Job, Options
 from sovstore.migration.report import Plan, Report
-from sovstore.migration.sides import Sealed, Side
 from sovstore.migration.watching import Failure, Failures, Silent, Watcher
 from sovstore.store import Store
 
-__all__ = ["Failure", "Failures", "Job", "Options", "Plan", "Report", "Silent", "Watcher", "migrate", "prepare"]
-
-#: Opens the store of an end.
-Opener = Callable[[End], Store]
+__all__ = [
+    "Failure",
+    "Failures",
+    "Job",
+    "Options",
+    "Plan",
+    "Report",
+    "Silent",
+    "Watcher",
+    "Workers",
+    "migrate",
+    "prepare",
+]
 
 
 def prepare(
@@ -41,6 +49,7 @@ def prepare(
     options: Options | None = None,
     journal: Path | None = None,
     watcher: Watcher | None = None,
+    workers: Workers | None = None,
 ) -> Job:
     """Return the job that gets all objects from one end to the other. Makes no request but those of `opener`.
 
@@ -56,7 +65,7 @@ def prepare(
         ``seal``, ``reencrypt``, ``copy`` or ``open``; the one that fits by default.
     no_keys : bool
         Open no store: only a byte copy works then.
-    options, journal, watcher
+    options, journal, watcher, workers
         As `Job`.
 
     Raises
@@ -64,33 +73,12 @@ def prepare(
     ConfigError
         When the two do not go together.
     """
-    one, other = ends.parse(source, config), ends.parse(dest, config)
-    found = ends.mode_of(one, other, COPY if no_keys and mode is None else mode)
-    for end in (one, other):
-        if not end.sealed:
-            ends.refuse_stores(end, config)
-        elif found == COPY:
-            # Nothing opens it here, which is where a policy is held against a store.
-            policy.enforce(end.config, keks=())
+    found = ends.pair(source, dest, opener, config=config, mode=mode, no_keys=no_keys)
     options = options or Options()
-    if found == COPY and (options.include or options.exclude):
+    if found.mode == COPY and (options.include or options.exclude):
         hint = "only its names at the host are known without keys; copy all of it"
         raise ConfigError(f"{source}: no patterns in a byte copy", path=source, hint=hint)
-
-    def side(end: End) -> Side:
-        if found == COPY:
-            return end.raw()
-        return Sealed(end.url, opener(end), end.folder) if end.sealed else end.plain()
-
-    return Job(
-        found,
-        side(one),
-        side(other),
-        options,
-        journal=journal,
-        watcher=watcher,
-        ends=(one, other),
-    )
+    return Job(found, options, journal=journal, watcher=watcher, workers=workers)
 
 
 def migrate(
@@ -110,6 +98,8 @@ def migrate(
     manifest: str | os.PathLike[str] | None = None,
     journal: str | os.PathLike[str] | None = None,
     watcher: Watcher | None = None,
+    dask: str | None = None,
+    workers: int | None = None,
 ) -> Report:
     """Get all objects from one place to another, and return what became of them.
 
@@ -143,6 +133,11 @@ def migrate(
         Where the journal is; in the user's state folder by default.
     watcher : Watcher, optional
         Told of each step, from the thread of the event loop.
+    dask : str, optional
+        Address of the scheduler of a Dask cluster whose workers do the work, such as ``tcp://scheduler:8786``. They
+        find the configuration as this process does, and open the stores themselves.
+    workers : int, optional
+        Processes of this machine that do the work, as a Dask cluster of its own.
 
     Returns
     -------
@@ -182,6 +177,7 @@ def migrate(
             options=options,
             journal=Path(journal) if journal is not None else None,
             watcher=watcher,
+            workers=Workers.of(dask, workers, config),
         )
         try:
             if manifest is not None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sovstore import policy
 from sovstore.backends.base import Place
 from sovstore.backends.registry import open_backend
 from sovstore.config import Config, StoreConfig
 from sovstore.config_store import describe_location
 from sovstore.errors import ConfigError
 from sovstore.migration.bare import Plain, Raw
-from sovstore.migration.sides import Side
+from sovstore.migration.sides import Sealed, Side
+from sovstore.store import Store
 
 _STORE, _LOCATION = "sov://", "plain://"
 
@@ -53,6 +56,11 @@ class End:
         """Where it lies."""
         return self.config.place
 
+    @property
+    def elsewhere(self) -> str:
+        """The URL by which another process of this machine, in another folder, means the same."""
+        return self.url if "://" in self.url else self.place.root
+
     def plain(self) -> Side:
         """Return it as a place of plaintext. Makes no request."""
         return Plain(self.url, self.place, self.folder, open_backend(self.place))
@@ -60,6 +68,80 @@ class End:
     def raw(self) -> Side:
         """Return a store as its host has it. Makes no request."""
         return Raw(self.url, self.place, self.folder, open_backend(self.place), self.config.store_id or "")
+
+
+#: Opens the store of an end.
+Opener = Callable[[End], Store]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ends that go together, ready to be used.
+
+    Parameters
+    ----------
+    mode : str
+        How objects get from one to the other.
+    ends : tuple of End
+        Source and destination, as they were given.
+    source, dest : Side
+        The same, to read from and to write to.
+    """
+
+    mode: str
+    ends: tuple[End, End]
+    source: Side
+    dest: Side
+
+    @property
+    def named(self) -> Side:
+        """The end whose names at its host a journal has."""
+        return self.dest if self.mode == SEAL else self.source
+
+    @property
+    def identity(self) -> str:
+        """What tells this job from every other one; it does not depend on names in the configuration."""
+        return f"{self.mode}\n{self.source.identity}\n{self.dest.identity}"
+
+
+def pair(
+    source: str, dest: str, opener: Opener, *, config: Config, mode: str | None = None, no_keys: bool = False
+) -> Pair:
+    """Return the two ends of a migration. Makes no request but those of `opener`.
+
+    Parameters
+    ----------
+    source, dest : str
+        As `parse` takes them.
+    opener : callable
+        Gives the store of an end, opened. Not called for a byte copy.
+    config : Config
+        Where stores and locations are described.
+    mode : str, optional
+        As `mode_of` takes it.
+    no_keys : bool
+        Open no store: only a byte copy works then.
+
+    Raises
+    ------
+    ConfigError, PolicyError
+        When the two do not go together, or a policy forbids what would lie there.
+    """
+    one, other = parse(source, config), parse(dest, config)
+    found = mode_of(one, other, COPY if no_keys and mode is None else mode)
+    for end in (one, other):
+        if not end.sealed:
+            refuse_stores(end, config)
+        elif found == COPY:
+            # Nothing opens it here, which is where a policy is held against a store.
+            policy.enforce(end.config, keks=())
+
+    def side(end: End) -> Side:
+        if found == COPY:
+            return end.raw()
+        return Sealed(end.url, opener(end), end.folder) if end.sealed else end.plain()
+
+    return Pair(found, (one, other), side(one), side(other))
 
 
 def parse(url: str, config: Config) -> End:

@@ -6,25 +6,24 @@ import fnmatch
 import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import platformdirs
 
 from sovstore import manifests, policy
-from sovstore.concurrency import for_each
-from sovstore.errors import ConfigError, IntegrityError, ObjectChangedError, ObjectNotFoundError, SovstoreError
+from sovstore.errors import ConfigError, IntegrityError, ObjectNotFoundError, SovstoreError
 from sovstore.format.manifest import ManifestEntry
 from sovstore.format.names import RESERVED
 from sovstore.migration import journal as states
-from sovstore.migration.comparing import is_same
-from sovstore.migration.ends import COPY, OPEN, REENCRYPT, SEAL, End
-from sovstore.migration.journal import Journal, Row
-from sovstore.migration.moving import Mover
+from sovstore.migration.cluster import Cluster, Workers
+from sovstore.migration.ends import COPY, OPEN, REENCRYPT, SEAL, Pair
+from sovstore.migration.journal import Journal
+from sovstore.migration.moving import How, Mover
 from sovstore.migration.report import Chart, Plan, Report
-from sovstore.migration.sides import Found, Sealed, Side
+from sovstore.migration.sides import Found, Sealed
 from sovstore.migration.watching import Failure, Failures, Silent, Watcher
 from sovstore.store import Store
 
@@ -64,6 +63,11 @@ class Options:
     limit: float | None = None
     jobs: int = 8
 
+    @property
+    def how(self) -> How:
+        """What of it a mover needs to know."""
+        return How(self.jobs, overwrite=self.overwrite, only_newer=self.only_newer, limit=self.limit)
+
     def takes(self, path: str) -> bool:
         """Return whether a path is migrated."""
         if self.include and not any(fnmatch.fnmatchcase(path, pattern) for pattern in self.include):
@@ -85,39 +89,32 @@ class Job:
 
     Parameters
     ----------
-    mode : str
-        As `sovstore.migration.ends.mode_of` says.
-    source, dest : Side
-        The two ends.
+    pair : Pair
+        The two ends, and how objects get from one to the other.
     options : Options
         How it is done.
     journal : Path, optional
         Its journal; one in the user's state folder by default, the same for the same ends and mode.
     watcher : Watcher
         Told of each step.
-    ends : tuple of End
-        As they were given, for their policies.
+    workers : Workers, optional
+        Processes that do the work; this one by default.
     """
 
     def __init__(
         self,
-        mode: str,
-        source: Side,
-        dest: Side,
+        pair: Pair,
         options: Options,
         *,
         journal: Path | None = None,
         watcher: Watcher | None = None,
-        ends: Sequence[End] = (),
+        workers: Workers | None = None,
     ) -> None:
-        self.mode, self.options = mode, options
-        self._source, self._dest, self._ends = source, dest, ends
+        self._pair, self._source, self._dest, self._named = pair, pair.source, pair.dest, pair.named
+        self.mode, self.options = pair.mode, options
         self._watcher = Chart(watcher or Silent())
-        #: Knows the names under which the journal has the objects.
-        self._named = dest if mode == SEAL else source
-        identity = f"{mode}\n{source.identity}\n{dest.identity}"
-        file = journal or default_journal(identity)
-        self._journal = Journal(file, identity)
+        self._workers = workers
+        self._journal = Journal(journal or default_journal(pair.identity), pair.identity)
         self._refused = Failures()
         self._foreign: list[str] = []
         self._foreign_count = 0
@@ -164,7 +161,8 @@ class Job:
 
     def _policies(self) -> list[policy.Finding]:
         today: date = datetime.now(UTC).date()
-        return [finding for end in self._ends if end.sealed for finding in policy.evaluate(end.config, today=today)]
+        stores = [end.config for end in self._pair.ends if end.sealed]
+        return [finding for store in stores for finding in policy.evaluate(store, today=today)]
 
     async def _list(self, *, again: bool = False) -> None:
         self._watcher.phase("listing")
@@ -201,36 +199,38 @@ class Job:
         report = Report(plan)
         start = time.monotonic()
         self._watcher.start(report.samples)
-        mover = Mover(
-            self._source,
-            self._dest,
-            self._journal,
-            self._named,
-            self._watcher,
-            jobs=self.options.jobs,
-            overwrite=self.options.overwrite,
-            only_newer=self.options.only_newer,
-            limit=self.options.limit,
-        )
-        report.failures = mover.failures
-        for failure in plan.refused.first:
-            self._watcher.failed(failure)
-        self._watcher.phase("moving", plan.objects - plan.done, plan.size - plan.done_size)
-        await mover.run()
-        await self._again(mover)
-        if self.options.verify:
-            report.verified_how = _HOW[self.mode]
-            await self._verify(mover)
+        async with self._mover() as mover:
+            report.failures = mover.failures
+            for failure in plan.refused.first:
+                self._watcher.failed(failure)
+            self._watcher.phase("moving", plan.objects - plan.done, plan.size - plan.done_size)
+            await mover.run()
+            await self._again(mover)
+            if self.options.verify:
+                report.verified_how = _HOW[self.mode]
+                totals, (count, size) = self._journal.totals(), self._journal.verified_totals()
+                there, there_size = totals.get(states.DONE, (0, 0))
+                self._watcher.phase("verifying", there - count, there_size - size)
+                await mover.verify()
         mover.failures.count += plan.refused.count
         mover.failures.first[:0] = plan.refused.first
-        report.moved, report.moved_size, report.left = mover.moved, mover.moved_bytes, mover.left
+        report.moved, report.moved_size, report.left = mover.moved, mover.moved_size, mover.left
         report.verified, report.verified_size = self._journal.verified_totals()
         report.seconds = time.monotonic() - start
         self._watcher.stop()
         self._journal.end()
         return report
 
-    async def _again(self, mover: Mover) -> None:
+    @asynccontextmanager
+    async def _mover(self) -> AsyncIterator[Mover | Cluster]:
+        how = self.options.how
+        if self._workers is None:
+            yield Mover(self._pair, self._journal, self._watcher, how)
+            return
+        async with self._workers.open(self._pair, self._journal, self._watcher, how) as cluster:
+            yield cluster
+
+    async def _again(self, mover: Mover | Cluster) -> None:
         """Move what changed at the source while others were moved; report what keeps changing."""
         for _ in range(_LISTINGS - 1):
             await self._list(again=True)
@@ -239,37 +239,6 @@ class Job:
                 return
             self._watcher.phase("moving", count, size)
             await mover.run()
-
-    async def _verify(self, mover: Mover) -> None:
-        totals, (count, size) = self._journal.totals(), self._journal.verified_totals()
-        there, there_size = totals.get(states.DONE, (0, 0))
-        self._watcher.phase("verifying", there - count, there_size - size)
-
-        async def one(row: Row) -> None:
-            path = await self._named.path(row.name)
-            try:
-                await self._compare(path, row)
-            except SovstoreError as exc:
-                if not isinstance(exc, ObjectChangedError):
-                    self._journal.set(row.name, states.FAILED)
-                mover.fail(path, exc)
-                return
-            self._journal.verified(row.name)
-            self._watcher.advance(row.found.size)
-            self._watcher.finished(path, "verified")
-
-        await for_each(self._journal.rows(states.DONE, unverified=True), one, self.options.jobs)
-
-    async def _compare(self, path: str, row: Row) -> None:
-        expected = replace(row.found, path=path)
-        try:
-            same = await is_same(self._source, self._dest, path, expected)
-        except ObjectChangedError as exc:
-            hint = "run it again: it is then moved anew"
-            raise ObjectChangedError(f"{path}: changed after it was moved", path=path, hint=hint) from exc
-        if not same:
-            hint = "ask why the destination changed it; --overwrite moves it anew"
-            raise IntegrityError(f"{path}: the destination has other bytes than the source", path=path, hint=hint)
 
     async def manifest(self, file: Path, report: Report) -> None:
         """Write a manifest of the destination, each object of which is the one that this job wrote there.

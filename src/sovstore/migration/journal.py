@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from sovstore.errors import ConfigError, FormatError
 from sovstore.migration.sides import Found
@@ -59,6 +60,25 @@ class Row:
     def written(self) -> bool:
         """Whether this job has written it, as far as it came."""
         return self.version is not None or self.previous is not None
+
+
+class Noted(Protocol):
+    """What a mover needs of a journal; `Journal` says what each call does."""
+
+    def rows(self, *states: str, unverified: bool = False) -> Iterator[Row]:
+        """Yield objects."""
+
+    def ending(self, name: str, version: bytes | None) -> None:
+        """Note that an object is about to become visible."""
+
+    def done(self, name: str, found: Found, version: bytes | None) -> None:
+        """Note that an object is there."""
+
+    def set(self, name: str, state: str) -> None:
+        """Note another state."""
+
+    def verified(self, name: str) -> None:
+        """Note that an object is the same at both ends."""
 
 
 class Journal:

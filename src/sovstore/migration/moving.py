@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sovstore.concurrency import for_each
@@ -25,8 +25,9 @@ from sovstore.format.names import RESERVED
 from sovstore.migration import journal as states
 from sovstore.migration.bare import KEYSET
 from sovstore.migration.comparing import is_same
-from sovstore.migration.journal import Journal, Row
-from sovstore.migration.sides import Found, Side, Sink, Source
+from sovstore.migration.ends import Pair
+from sovstore.migration.journal import Noted, Row
+from sovstore.migration.sides import Found, Sink, Source
 from sovstore.migration.watching import Failure, Failures, Watcher
 
 #: How often one object is tried, and the seconds before the second try; each further one waits twice as long.
@@ -37,7 +38,7 @@ _LARGE = 4 * 2**20
 _LARGE_AT_ONCE = 3
 _RANKS = 3
 #: Objects in a row that fail, none in between that does not, after which a migration ends: the reason is not theirs.
-_HOPELESS = 100
+HOPELESS = 100
 
 
 class Throttle:
@@ -64,19 +65,12 @@ class Throttle:
             await asyncio.sleep(wait)
 
 
-class Mover:
-    """Moves what the journal says is to be moved.
+@dataclass(frozen=True)
+class How:
+    """How objects are moved.
 
     Parameters
     ----------
-    source, dest : Side
-        From where to where.
-    journal : Journal
-        Of the job.
-    named : Side
-        The end whose names the journal has.
-    watcher : Watcher
-        Told of each step.
     jobs : int
         Objects under way at a time.
     overwrite : bool
@@ -87,26 +81,35 @@ class Mover:
         Bytes per second.
     """
 
-    def __init__(
-        self,
-        source: Side,
-        dest: Side,
-        journal: Journal,
-        named: Side,
-        watcher: Watcher,
-        *,
-        jobs: int,
-        overwrite: bool = False,
-        only_newer: bool = False,
-        limit: float | None = None,
-    ) -> None:
-        self._source, self._dest, self._journal, self._named, self._watcher = source, dest, journal, named, watcher
-        self._jobs, self._overwrite, self._only_newer = jobs, overwrite, only_newer
-        self._throttle = Throttle(limit)
+    jobs: int
+    overwrite: bool = False
+    only_newer: bool = False
+    limit: float | None = None
+
+
+class Mover:
+    """Moves what the journal says is to be moved.
+
+    Parameters
+    ----------
+    pair : Pair
+        From where to where.
+    journal : Noted
+        Of the job.
+    watcher : Watcher
+        Told of each step.
+    how : How
+        How it is done.
+    """
+
+    def __init__(self, pair: Pair, journal: Noted, watcher: Watcher, how: How) -> None:
+        self._source, self._dest, self._named = pair.source, pair.dest, pair.named
+        self._journal, self._watcher, self._how = journal, watcher, how
+        self._throttle = Throttle(how.limit)
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._in_a_row = 0
         self.failures = Failures()
-        self.moved = self.moved_bytes = self.left = 0
+        self.moved = self.moved_size = self.left = 0
 
     async def run(self) -> None:
         """Move every object that is to be moved; what fails is noted, and the others go on.
@@ -118,9 +121,36 @@ class Mover:
         StoreError
             When a hundred objects in a row fail.
         """
-        for rank in range(_RANKS):
-            rows = self._journal.rows(states.TODO, states.ENDING)
-            await for_each((row for row in rows if _rank(row.name) == rank), self._one, self._jobs)
+        for rows in in_turn(self._journal):
+            await for_each(rows, self._one, self._how.jobs)
+
+    async def verify(self) -> None:
+        """Read every object that was moved at both ends, and compare; what differs is noted as failed."""
+        await for_each(self._journal.rows(states.DONE, unverified=True), self._verify, self._how.jobs)
+
+    async def _verify(self, row: Row) -> None:
+        path = await self._named.path(row.name)
+        try:
+            await self._compare(path, row)
+        except SovstoreError as exc:
+            if not isinstance(exc, ObjectChangedError):
+                self._journal.set(row.name, states.FAILED)
+            self.fail(path, exc)
+            return
+        self._journal.verified(row.name)
+        self._watcher.advance(row.found.size)
+        self._watcher.finished(path, "verified")
+
+    async def _compare(self, path: str, row: Row) -> None:
+        expected = replace(row.found, path=path)
+        try:
+            same = await is_same(self._source, self._dest, path, expected)
+        except ObjectChangedError as exc:
+            hint = "run it again: it is then moved anew"
+            raise ObjectChangedError(f"{path}: changed after it was moved", path=path, hint=hint) from exc
+        if not same:
+            hint = "ask why the destination changed it; --overwrite moves it anew"
+            raise IntegrityError(f"{path}: the destination has other bytes than the source", path=path, hint=hint)
 
     async def _one(self, row: Row) -> None:
         path = await self._named.path(row.name)
@@ -130,11 +160,8 @@ class Mover:
             self._journal.set(row.name, states.FAILED)
             self.fail(path, exc)
             self._in_a_row += 1
-            if self._in_a_row >= _HOPELESS:
-                hint = "its reason is hardly theirs; mend it, then the same command goes on from here"
-                raise StoreError(
-                    f"{self._in_a_row} objects in a row failed; the last one: {exc.message}", hint=hint
-                ) from exc
+            if self._in_a_row >= HOPELESS:
+                raise hopeless(self._in_a_row, exc.message) from exc
             return
         self._in_a_row = 0
         self._watcher.finished(path, "moved" if state == states.DONE else "left")
@@ -164,11 +191,25 @@ class Mover:
 
     async def _moved(self, path: str, row: Row) -> str:
         expected = replace(row.found, path=path)
-        if row.state == states.ENDING and await self._is_there(path, row, expected):
-            self._journal.done(row.name, expected, await self._dest.version(path))
-            return states.DONE
-        replacing = self._overwrite or await self._is_ours(path, row)
-        if self._only_newer and not row.written and await self._is_as_new(path, expected):
+        if row.state != states.ENDING:
+            return await self._moved_now(path, row, expected)
+        # An earlier try may have ended well without its being noted.
+        if row.version is not None:
+            if await self._dest.version(path) != row.version:
+                return await self._moved_now(path, row, expected)
+        else:
+            try:
+                return await self._moved_now(path, row, expected)
+            except ObjectExistsError:
+                # Nothing tells that try from other writes but what it wrote.
+                if not await is_same(self._source, self._dest, path, expected):
+                    raise
+        self._journal.done(row.name, expected, await self._dest.version(path))
+        return states.DONE
+
+    async def _moved_now(self, path: str, row: Row, expected: Found) -> str:
+        replacing = self._how.overwrite or await self._is_ours(path, row)
+        if self._how.only_newer and not row.written and await self._is_as_new(path, expected):
             self._journal.set(row.name, states.LEFT)
             self.left += 1
             return states.LEFT
@@ -188,7 +229,7 @@ class Mover:
             raise
         self._journal.done(row.name, source.found, sink.version() or await self._dest.version(path))
         self.moved += 1
-        self.moved_bytes += size
+        self.moved_size += size
         return states.DONE
 
     async def _created(self, path: str, size: int, *, replace: bool) -> Sink:
@@ -209,13 +250,6 @@ class Mover:
             await self._throttle.take(len(piece))
             yield piece
             self._watcher.advance(len(piece))
-
-    async def _is_there(self, path: str, row: Row, expected: Found) -> bool:
-        """Return whether the write that was about to become visible when the process died is there."""
-        if row.version is not None:
-            return await self._dest.version(path) == row.version
-        # Nothing in plaintext tells two writes apart but what it is.
-        return await self._dest.find(path) is not None and await is_same(self._source, self._dest, path, expected)
 
     async def _is_ours(self, path: str, row: Row) -> bool:
         """Return whether what is at the destination was written by this job, and by nobody since."""
@@ -240,6 +274,18 @@ class Mover:
 def _exists(path: str) -> ObjectExistsError:
     hint = "--only-newer leaves what is as new as the source, --overwrite replaces it"
     return ObjectExistsError(f"{path}: exists at the destination, and this job did not write it", path=path, hint=hint)
+
+
+def hopeless(count: int, last: str) -> StoreError:
+    """Return the error that ends a migration when many objects in a row failed; `last` is why the last one did."""
+    hint = "its reason is hardly theirs; mend it, then the same command goes on from here"
+    return StoreError(f"{count} objects in a row failed; the last one: {last}", hint=hint)
+
+
+def in_turn(journal: Noted) -> Iterator[Iterator[Row]]:
+    """Yield what is to be moved in groups, each of which is to be through before the next begins."""
+    for rank in range(_RANKS):
+        yield (row for row in journal.rows(states.TODO, states.ENDING) if _rank(row.name) == rank)
 
 
 def _rank(name: str) -> int:
