@@ -24,7 +24,7 @@ from sovstore.migration.ends import Pair
 from sovstore.migration.journal import Journal, Row
 from sovstore.migration.moving import HOPELESS, How, hopeless, in_turn
 from sovstore.migration.sides import Sealed
-from sovstore.migration.task import Order, Record, Task, raised, seal, unseal, work
+from sovstore.migration.task import Order, Record, Task, raised, seal, unseal
 from sovstore.migration.watching import Failure, Failures, Watcher
 
 #: Most objects and bytes of a task; one larger object is a task of its own.
@@ -84,6 +84,8 @@ class Workers:
         """
         try:
             import distributed
+
+            from sovstore.migration.on_worker import UnderWay
         except ImportError as exc:
             raise MissingDependencyError("Dask is not installed", hint="pip install 'sovstore[dask]'") from exc
         async with AsyncExitStack() as stack:
@@ -110,10 +112,22 @@ class Workers:
                 await client.wait_for_workers(1, timeout=_WORKER_S)
             except (OSError, ValueError, TimeoutError) as exc:
                 what = "it has no worker" if connecting.status == "running" else "no Dask scheduler answers there"
+                await connecting.close()  # type: ignore[no-untyped-call]  # Dask has few types
                 hint = "start it with 'dask scheduler', and workers with 'dask worker'; or --workers N for this machine"
                 raise StoreUnavailableError(f"{address}: {what}", path=address, hint=hint) from exc
             threads = sum((await client.nthreads()).values())
-            yield Cluster(client, address, threads, self.config, pair, journal, watcher, how)
+            job = f"sovstore-{uuid4().hex}"
+            try:
+                await client.register_plugin(UnderWay(own=self.address is None), name=job)
+            except Exception as exc:  # whatever Dask makes of it
+                hint = "install 'sovstore[dask]' for the scheduler and for all workers"
+                message = f"{address}: cannot load sovstore: {type(exc).__name__}: {exc}"
+                raise StoreError(message, path=address, hint=hint) from exc
+            try:
+                yield Cluster(client, address, threads, self.config, job, pair, journal, watcher, how)
+            finally:
+                if client.status == "running":
+                    await client.unregister_worker_plugin(job)
 
 
 class Cluster:
@@ -129,6 +143,8 @@ class Cluster:
         That the workers have.
     config : str or None
         Path of the configuration.
+    job : str
+        What tells this run from all others there.
     pair, journal, watcher, how
         As a `Mover` has them.
     """
@@ -139,6 +155,7 @@ class Cluster:
         address: str,
         threads: int,
         config: str | None,
+        job: str,
         pair: Pair,
         journal: Journal,
         watcher: Watcher,
@@ -150,12 +167,12 @@ class Cluster:
         #: Enough that no worker waits for the next one.
         self._at_once = 2 * threads
         self._store = pair.named.store if isinstance(pair.named, Sealed) else None
-        self._topic = f"sovstore-{uuid4().hex}"
+        self._job = job
         self._told: dict[str, int] = {}
         self._in_a_row = 0
         self.failures = Failures()
         self.moved = self.moved_size = self.left = 0
-        client.subscribe_topic(self._topic, self._advance)
+        client.subscribe_topic(job, self._advance)
 
     async def run(self) -> None:
         """Move every object that is to be moved, as `Mover.run`.
@@ -189,19 +206,20 @@ class Cluster:
     async def _do(self, what: str, rows: list[Row]) -> None:
         name, (one, other) = f"sovstore-{what}-{uuid4().hex}", self._pair.ends
         ends = (one.elsewhere, other.elsewhere, self._pair.mode, self._pair.identity)
-        order = Order(what, *ends, self._how, rows, self._topic, name)
         store = None if self._store is None else self._store.config.name
-        task = Task(__version__, self._config, store, await seal(self._store, order.dump()))
-        outcome = await self._outcome(name, task, rows)
+        body = await seal(self._store, Order(what, *ends, self._how, rows).dump())
+        outcome = await self._outcome(Task(__version__, self._config, store, name, self._job, body), rows)
         if outcome is not None:
             await self._note(name, outcome)
 
-    async def _outcome(self, name: str, task: Task, rows: list[Row]) -> Record | None:
+    async def _outcome(self, task: Task, rows: list[Row]) -> Record | None:
         """Return what became of a task; None when every worker that had it died."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
 
-        future = self._client.submit(work, task, key=name, pure=False)
+        from sovstore.migration.on_worker import work
+
+        future = self._client.submit(work, task, key=task.name, pure=False)
         try:
             outcome = await future
         except KilledWorker:

@@ -11,31 +11,23 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from time import monotonic
 from typing import Any, Self
 from uuid import uuid4
 
-from fsspec.asyn import get_loop, sync
-
-from sovstore import __version__, errors
-from sovstore import config as configuration
+from sovstore import errors
 from sovstore.backends.base import Upload
 from sovstore.backends.memory import MemoryBackend
-from sovstore.errors import ConfigError, SovstoreError
-from sovstore.filesystem import SovFileSystem
+from sovstore.errors import SovstoreError
 from sovstore.format.names import RESERVED
-from sovstore.migration import ends
 from sovstore.migration.journal import Noted, Row
-from sovstore.migration.moving import How, Mover
-from sovstore.migration.sides import Found, Sealed
-from sovstore.migration.watching import Failure, Silent
+from sovstore.migration.moving import How
+from sovstore.migration.sides import Found
+from sovstore.migration.watching import Failure
 from sovstore.store import Store
 
 #: What tasks and outcomes are sealed for. No object can have that path.
 _PATH = f"{RESERVED}/migration"
 _WHAT = "a task of a migration"
-#: Seconds between two events about how far a task is.
-_EVENT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,8 @@ class Task:
         Path of the configuration; None is where the worker looks by itself.
     store : str or None
         The store, by its name in the configuration, whose keys the rest is sealed under; None without keys.
+    name, job : str
+        What tells it, and the run that it is of, from all others.
     body : bytes
         An `Order`.
     """
@@ -57,6 +51,8 @@ class Task:
     version: str
     config: str | None
     store: str | None
+    name: str
+    job: str
     body: bytes
 
 
@@ -90,8 +86,6 @@ class Order:
         How objects are moved.
     rows : sequence of Row
         The objects.
-    topic, task : str
-        Under which to tell how far it is.
     """
 
     what: str
@@ -101,8 +95,6 @@ class Order:
     identity: str
     how: How
     rows: Sequence[Row]
-    topic: str
-    task: str
 
     def dump(self) -> bytes:
         """Return it as JSON."""
@@ -268,85 +260,3 @@ class _Pieces(Upload):
 
     async def abort(self) -> None:
         self.received.clear()
-
-
-# On a worker
-
-
-def work(task: Task) -> Outcome:
-    """Do a task, in a thread of a worker.
-
-    Raises
-    ------
-    RuntimeError
-        When something fails that should not; it says where, and nothing else.
-    """
-    from distributed import get_worker
-
-    try:
-        outcome: Outcome = sync(get_loop(), _work, task, get_worker())
-        return outcome
-    except SovstoreError as exc:
-        return Outcome(b"", described(exc))
-    except Exception as exc:  # noqa: BLE001  # its text might quote a path, and logs would keep it
-        trace = exc.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = "" if trace is None else f" at {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}"
-        failed = RuntimeError(f"{type(exc).__name__}{where}")
-    # Outside of the handler: an exception takes along the one that it was raised in, and its text.
-    raise failed
-
-
-async def _work(task: Task, worker: Any) -> Outcome:
-    if task.version != __version__:
-        hint = "install the same version on the workers and where the migration is started"
-        raise ConfigError(f"has sovstore {__version__}, and its client {task.version}", hint=hint)
-
-    def opened(name: str) -> Store:
-        # The same one for all tasks of this process: the KMS is asked once.
-        fs: SovFileSystem = SovFileSystem(name, config=task.config)
-        return fs.store
-
-    store = opened(task.store) if task.store else None
-    order = Order.load(await unseal(store, task.body))
-    config = configuration.load(task.config)
-    pair = ends.pair(order.source, order.dest, lambda end: opened(end.config.name), config=config, mode=order.mode)
-    try:
-        if pair.identity != order.identity:
-            hint = "give the workers the configuration of the client"
-            raise ConfigError("its configuration describes other places under these names", hint=hint)
-        record = await _done(pair, order, worker)
-    finally:
-        for side in (pair.source, pair.dest):
-            # No other clean-up: other workers write there.
-            if not isinstance(side, Sealed):
-                await side.backend.close()
-    return Outcome(await seal(store, record.dump()))
-
-
-async def _done(pair: ends.Pair, order: Order, worker: Any) -> Record:
-    record, told = Record(order.rows), _Told(worker, order.topic, order.task)
-    mover = Mover(pair, record, told, order.how)
-    try:
-        await (mover.run() if order.what == "move" else mover.verify())
-    except SovstoreError as exc:
-        record.error = described(exc)
-    record.failures = mover.failures.first
-    record.moved, record.moved_size, record.left = mover.moved, mover.moved_size, mover.left
-    record.size = told.size
-    return record
-
-
-class _Told(Silent):
-    """Tells the client how many bytes of a task are through, now and then."""
-
-    def __init__(self, worker: Any, topic: str, task: str) -> None:
-        self._worker, self._topic, self._task = worker, topic, task
-        self.size, self._last = 0, monotonic()
-
-    def advance(self, size: int) -> None:
-        self.size += size
-        if monotonic() - self._last >= _EVENT_S:
-            self._last = monotonic()
-            self._worker.log_event(self._topic, {"task": self._task, "size": self.size})
