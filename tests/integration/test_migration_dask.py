@@ -304,7 +304,7 @@ def test_a_cluster_without_sovstore(file: Path, tmp_path: Path) -> None:
     without = str(tmp_path / "without.py")
     with (
         _started(file, SCHEDULER__PRELOAD=without, WORKER__PRELOAD=without) as workers,
-        pytest.raises(StoreError, match="cannot load sovstore: .*ModuleNotFoundError"),
+        pytest.raises(StoreError, match=r"cannot load sovstore: .*ModuleNotFoundError"),
     ):
         sovstore.migrate("clear", "sov://cohortes/", config=file, dask=workers.address)
 
