@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in _SERVER_FIXTURES.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server(_SERVER_FIXTURES[fixture]))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves out of every later collection: many tests collect, to see what they left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,7 @@ class TestGenericOnFile(BackendTests):
         return _opener("fsspec", str(tmp_path / "root"), protocol="file")
 
 
+@stress.long_only
 class TestGenericOnS3(BackendTests):
     """s3fs under the generic driver, on Ceph."""
 
@@ -71,6 +72,7 @@ class TestS3(BackendTests):
         return lambda: registry_open(place)
 
 
+@stress.long_only
 class TestS3OfAnybody(BackendTests):
     """The driver of S3 on a host of which nothing is known: Ceph again."""
 
@@ -149,6 +151,7 @@ class TestObstoreOnS3(BackendTests):
 
 
 @pytest.mark.usefixtures("_s3_keys")
+@stress.long_only
 class TestObstoreOnS3OfAnybody(BackendTests):
     """The transport obstore on a host of which nothing is known: Ceph again."""
 

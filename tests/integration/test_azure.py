@@ -39,7 +39,7 @@ from azure.storage.blob import (
 from azure.storage.blob._generated.models import BlockLookupList
 from azure.storage.blob.aio import ContainerClient
 
-from sovstore.backends import azure, azure_client, azure_credentials, credentials
+from sovstore.backends import azure, azure_client, azure_credentials, credentials, loop
 from sovstore.backends.azure import AzureBackend
 from sovstore.backends.azure_client import _printable, is_modest, is_range
 from sovstore.backends.azure_upload import Blocks
@@ -702,7 +702,8 @@ def test_reads_that_are_broken_now_and_then_are_right_in_the_end(azurite_faults,
 
 
 @pytest.mark.parametrize("fault", _LIES, ids=str)
-def test_reads_that_are_always_broken_fail(azurite_faults, place, fault):
+def test_reads_that_are_always_broken_fail(azurite_faults, place, fault, monkeypatch):
+    monkeypatch.setattr(loop, "_TRIES_WITHIN_S", 1)
     faulty = azurite_faults()
 
     async def work(backend):

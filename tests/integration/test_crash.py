@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,6 @@ def host(tmp_path: Path) -> Host:
 
 def config_of(host: Host) -> str:
     return str(host.fs.store.config.source)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collections() -> Iterator[None]:
-    """Collect what a test leaves, and not all that the process has ever loaded, again and again."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def unharmed(host: Host) -> None:

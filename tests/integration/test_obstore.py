@@ -32,6 +32,7 @@ from sovstore.testing.backend import collect, everything, put
 from tests.servers.azurite import AzuriteServer
 from tests.servers.ceph import CephServer
 from tests.servers.facts import CEPH
+from tests.stress import amount, is_long
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -374,7 +375,7 @@ def _status(field: str) -> int:
 
 def measure() -> None:
     """Print by how much each step makes the process grow above an open client."""
-    size, grown = 1024 * MIB, {}
+    size, grown = amount(256, 1024) * MIB, {}
     piece = bytearray(os.urandom(4 * MIB))
 
     async def write(backend: Backend, **known: int) -> None:
@@ -410,7 +411,8 @@ def measure() -> None:
     print(json.dumps(grown))
 
 
-def test_memory_of_one_gib(place: Place) -> None:
+@pytest.mark.stress
+def test_memory_of_a_large_object(place: Place) -> None:
     ran = python("measure()", described(place))
     assert ran.returncode == 0, ran.stderr
     grown = json.loads(ran.stdout)
@@ -436,6 +438,8 @@ def mute() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.stress
+@pytest.mark.skipif(not is_long(), reason="left to `make stress`: it waits 20 s")
 def test_a_host_that_cannot_be_reached(s3: Place, mute: int) -> None:
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError):

@@ -1,4 +1,7 @@
-"""1 GiB through the calls that take or return it whole; tests of memory have those that stream."""
+"""A large object through the calls that take or return it whole: 1 GiB in the long form.
+
+Tests of memory have the calls that stream.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import pytest
 from sovstore.filesystem import SovFileSystem
 from tests.hosts import PROVIDERS, cheap_key_files
 from tests.stores import make_store, open_fs
+from tests.stress import amount
 
 MIB = 2**20
-SIZE = 1024 * MIB
+SIZE = amount(256, 1024) * MIB
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_whole_and_in_ranges(tmp_path: Path, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cheap_key_files(monkeypatch)

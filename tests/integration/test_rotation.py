@@ -18,6 +18,7 @@ from sovstore.filesystem import SovFileSystem
 from sovstore.format.keyset import parse
 from sovstore.format.recovery import RecoveryKey
 from sovstore.kms.base import WrappingKey
+from tests import stress
 from tests.hosts import Host, cheap_key_files
 from tests.stores import make_store, open_fs
 from tests.zygote import zygote
@@ -109,13 +110,15 @@ def test_data_is_never_touched_and_each_kek_is_asked_once(site: Site, calls: Cou
     assert site.open().cat("a") == b"one"
 
 
-def test_one_call_opens_ten_thousand_objects(tmp_path: Path, calls: Counter[tuple[str, str]]) -> None:
+@pytest.mark.stress
+def test_one_call_opens_all_objects(tmp_path: Path, calls: Counter[tuple[str, str]]) -> None:
+    count = stress.amount(1_000, 10_000)
     fs = open_fs(make_store(tmp_path, provider="memory"))
-    fs.pipe({f"{n % 100}/{n}": b"x" for n in range(10_000)})
+    fs.pipe({f"{n % 100}/{n}": b"x" for n in range(count)})
     fs.close()
     calls.clear()
-    assert len(fs.find("")) == 10_000
-    assert fs.cat([f"{n % 100}/{n}" for n in range(0, 10_000, 97)])
+    assert len(fs.find("")) == count
+    assert fs.cat([f"{n % 100}/{n}" for n in range(0, count, 97)])
     assert calls.total() == 1
 
 

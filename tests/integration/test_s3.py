@@ -37,6 +37,7 @@ from tests.hosts import cheap_key_files
 from tests.servers.facts import CEPH, MOTO
 from tests.servers.faults import LISTINGS, Faults
 from tests.stores import make_store, on_s3, open_fs
+from tests.stress import is_long
 
 MIB = 2**20
 CANARY = "canary-secret-9c1e"
@@ -497,6 +498,8 @@ def test_what_goes_wrong_is_said(s3_server: Any, monkeypatch: pytest.MonkeyPatch
         open_backend(replace(place, options={"endpiont_url": "x"}))
 
 
+@pytest.mark.stress
+@pytest.mark.skipif(not is_long(), reason="left to `make stress`: it waits 20 s")
 def test_an_unreachable_host_fails_soon(s3_server: Any) -> None:
     start = time.monotonic()
     place = place_at(s3_server)

@@ -44,15 +44,6 @@ def host(tmp_path: Path, request: pytest.FixtureRequest) -> Host:
     return made
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collections() -> Iterator[None]:
-    """Collect what a test leaves, and not all that the process has ever loaded, again and again."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def unharmed(host: Host) -> None:
     gc.collect()
     assert host.fs.cat_file("object") == OLD
