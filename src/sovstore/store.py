@@ -415,7 +415,9 @@ class Store:
 
     # Writing
 
-    async def writer(self, path: str, *, create: bool = False, size: int | None = None) -> ObjectWriter:
+    async def writer(
+        self, path: str, *, create: bool = False, size: int | None = None, look_first: bool = True
+    ) -> ObjectWriter:
         """Return a write to `path` under a fresh DEK; nothing is visible before its `commit`.
 
         Parameters
@@ -424,6 +426,8 @@ class Store:
             Fail when there is an object already.
         size : int, optional
             Plaintext bytes that will be written, where they are known.
+        look_first : bool
+            With `create`, look before anything is sent, for a folder too, and not only when the object is committed.
 
         Raises
         ------
@@ -433,7 +437,7 @@ class Store:
             When the store was opened with a recovery key.
         """
         name = await self._writable_name(path)
-        if create and await self._exists(name):
+        if create and look_first and await self._exists(name):
             raise ObjectExistsError(f"{path}: exists already", path=path)
         dek = Secret(os.urandom(KEY))
         header = await self._header(path, dek)

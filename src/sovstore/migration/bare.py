@@ -20,7 +20,7 @@ from sovstore.errors import (
 )
 from sovstore.format.body import OVERHEAD, plain_size
 from sovstore.format.names import RESERVED
-from sovstore.migration.sides import Found, Pieces, Side, Sink, Source
+from sovstore.migration.sides import SMALL, Found, Pieces, Side, Sink, Source
 
 #: Bytes of one ranged read of a source, and how many of these are under way at once.
 _WINDOW = 4 * 2**20
@@ -121,7 +121,7 @@ class _Bare(Side):
     async def create(self, path: str, size: int, *, replace: bool) -> Sink:
         """Return a write."""
         name = self.join(path)
-        if not replace and await self.find(path) is not None:
+        if not replace and size > SMALL and await self.find(path) is not None:
             raise ObjectExistsError(f"{name}: exists already", path=name)
         return self._sink(await self._backend.upload(name, create=not replace, size=size))
 

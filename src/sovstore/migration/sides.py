@@ -19,7 +19,9 @@ from sovstore.store import Entry, Store
 #: Bytes of an object, in order; one is valid until the next is asked for.
 Pieces = AsyncIterator[memoryview | bytes | bytearray]
 #: Below it, a block is sealed faster than another thread is woken.
-_SMALL = 64 * 2**10
+_FEW = 64 * 2**10
+#: Objects up to this size are sent before anybody looks whether there is one already: the host says so then.
+SMALL = 2**20
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Sealed(Side):
 
     async def open(self, path: str, expected: Found | None = None) -> Source:
         """Return an object to be read; its header and its length are authentic."""
-        whole = expected is not None and expected.size <= _SMALL
+        whole = expected is not None and expected.size <= _FEW
         reader = await self.store.reader(self.join(path), whole=whole)
         stat = reader.stat
         if stat.etag is None and stat.modified is None and expected is not None and expected.size == reader.plain_size:
@@ -231,7 +233,9 @@ class Sealed(Side):
 
     async def create(self, path: str, size: int, *, replace: bool) -> Sink:
         """Return a write under a fresh DEK."""
-        return _SealedSink(await self.store.writer(self.join(path), create=not replace, size=size))
+        look_first = size > SMALL
+        writer = await self.store.writer(self.join(path), create=not replace, size=size, look_first=look_first)
+        return _SealedSink(writer)
 
     async def find(self, path: str) -> Found | None:
         """Return what is at a path now, not opened."""
@@ -286,7 +290,7 @@ class _SealedSink(Sink):
                 for start in range(0, len(view), BLOCK):
                     block = view[start : start + BLOCK]
                     total += len(block)
-                    if len(block) < _SMALL:
+                    if len(block) < _FEW:
                         sealed = self._writer.seal(block)
                     else:
                         sealed = await asyncio.to_thread(self._writer.seal, block)
