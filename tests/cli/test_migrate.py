@@ -83,7 +83,7 @@ def test_events_for_scripts(cli, config, clear, tmp_path):
     assert json.loads(ran.raw_err)["error"]["path"] == "e\u0301"
     written = json.loads(report.read_text())
     assert {**written, "event": "report"} == events[-1]
-    assert written["moved"] == {"objects": 2, "bytes": 1500}
+    assert written["moved"] == {"objects": 2, "bytes": 1500, "at_host": 0}
     assert written["verified"]["objects"] == 2
     assert written["failed"]["objects"] == 1
 

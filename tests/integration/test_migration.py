@@ -160,6 +160,49 @@ def test_a_fifth_of_all_requests_fails_at_both_ends(
     fs.close()
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["copied", "refused"])
+def test_a_byte_copy_at_one_host_leaves_the_bytes_there(
+    s3_server: Any, s3_faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    """Large objects at S3; small ones, and all of a host that refuses to copy, pass through this machine."""
+    through = s3_faults()
+    one, other = on_s3(s3_server), on_s3(s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
+    one["endpoint"] = other["endpoint"] = through.endpoint_url
+    file = make_store(tmp_path, "sealed", **{key: value for key, value in one.items() if key != "environment"})
+    describe_twin(file, tmp_path, "sealed", **{key: value for key, value in other.items() if key != "environment"})
+    made = {"large": _made("large", 30 * MIB), "small": _made("small", 100_000), "empty": b""}
+    fs = open_fs(file, "sealed")
+    fs.pipe(made)
+    fs.close()
+    through.proxy.forget()
+    if refused:
+        # The first part is sent; this one was to be copied.
+        copied = "partNumber=2"
+        through.proxy.faults = Faults(refuse_with=(403, "AccessDenied"), methods=("PUT",), target=copied, limit=1)
+    report = sovstore.migrate("sov://sealed/", "sov://twin/", config=file, no_keys=True)
+    assert (report.failures.count, report.moved, report.at_host) == (0, 5, 1)
+    assert (_fetched(through) > 30 * MIB) == refused
+    through.proxy.faults = Faults()
+    twin = open_fs(file, "twin")
+    assert twin.cat(list(made)) == made
+    # A rename copies all but the first part of it at the host, as it would where it was sealed.
+    through.proxy.forget()
+    twin.mv("large", "renamed")
+    assert _fetched(through) < 6 * MIB
+    assert twin.cat_file("renamed") == made["large"]
+    twin.close()
+
+
+def _fetched(through: Any) -> int:
+    """Return the bytes of all ranges that were read."""
+    ranges = [
+        r.range.removeprefix("bytes=").split("-") for r in through.proxy.requests if r.method == "GET" and r.range
+    ]
+    return sum(int(last) - int(first) + 1 for first, last in ranges)
+
+
 def _locate(file: Path, name: str, place: dict[str, Any]) -> None:
     with file.open("a") as toml:
         toml.write(f'\n[locations.{name}]\nprovider = "{place["provider"]}"\nroot = "{place["root"]}"\n')

@@ -188,6 +188,34 @@ def test_the_host_copies_the_body(server: str, request: pytest.FixtureRequest) -
     run(place_at(through.server, CEPH if server == "s3" else MOTO), use)
 
 
+def test_the_host_copies_from_another_bucket(s3_faults: Any) -> None:
+    through = s3_faults()
+    data, other = pattern(30 * MIB), place_at(through.server, CEPH)
+
+    async def use(backend: Backend) -> None:
+        origin = open_backend(other)
+        try:
+            await put(origin, "a", data)
+            etag = (await origin.stat("a")).etag
+            assert backend.copies_from(origin, len(data))
+            assert not backend.copies_from(origin, 8 * MIB)
+            through.proxy.forget()
+            await backend.copy_from(origin, "a", "b", head=data[:128], etag=etag, create=True)
+            assert [r.range for r in through.proxy.requests if r.range] == [f"bytes=128-{5 * MIB - 1}"]
+            assert await everything(backend, "b") == data
+            with pytest.raises(ObjectExistsError):
+                await backend.copy_from(origin, "a", "b", head=data[:128], etag=etag, create=True)
+            await put(origin, "a", data[::-1])
+            with pytest.raises(ObjectChangedError):
+                await backend.copy_from(origin, "a", "b", head=data[:128], etag=etag)
+            assert await everything(backend, "b") == data
+            assert await backend.sweep(older_than=timedelta(0)) == 0
+        finally:
+            await origin.close()
+
+    run(place_at(through.server, CEPH), use)
+
+
 def test_a_host_that_copies_no_parts(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, head = pattern(20 * MIB), b"H" * 128
 

@@ -108,13 +108,13 @@ def test_the_keyset_of_a_copy_comes_last(file, plain, tmp_path, monkeypatch):
     _migrate(plain, "sov://cohortes/", file)
     describe_twin(file, tmp_path)
     order = []
-    commit = bare._Written.commit
+    commit = bare._AtHost.commit
 
     async def noted(self):
-        order.append(self._upload._name)
+        order.append(self._name)
         await commit(self)
 
-    monkeypatch.setattr(bare._Written, "commit", noted)
+    monkeypatch.setattr(bare._AtHost, "commit", noted)
     _migrate("sov://cohortes/", "sov://twin/", file)
     assert order[-1] == ".sovstore/keyset.json"
     assert order[-2].startswith(".sovstore/keyset/")
@@ -146,7 +146,7 @@ def test_which_objects(file, plain):
 def _commits(monkeypatch):
     """Note what is made visible at any local host."""
     noted = []
-    upload = LocalBackend.upload
+    upload, copy_from = LocalBackend.upload, LocalBackend.copy_from
 
     async def noting(self, name, **options):
         made = await upload(self, name, **options)
@@ -159,7 +159,12 @@ def _commits(monkeypatch):
         made.commit = committed
         return made
 
+    async def copied(self, origin, source, target, **options):
+        await copy_from(self, origin, source, target, **options)
+        noted.append(target)
+
     monkeypatch.setattr(LocalBackend, "upload", noting)
+    monkeypatch.setattr(LocalBackend, "copy_from", copied)
     return noted
 
 
@@ -212,13 +217,14 @@ def test_a_run_that_ended_early_goes_on(mode, file, plain, tmp_path, monkeypatch
         assert _content(tmp_path / "out") == _content(plain)
 
 
-@pytest.mark.parametrize("mode", ["seal", "open"])
+@pytest.mark.parametrize("mode", ["seal", "open", "copy"])
 def test_killed_between_the_object_and_its_note(mode, file, plain, tmp_path, monkeypatch):
     """It is known by what was noted before, and not moved again."""
     source, dest = plain, "sov://cohortes/"
-    if mode == "open":
+    if mode != "seal":
         _migrate(plain, "sov://cohortes/", file)
-        source, dest = "sov://cohortes/", tmp_path / "out"
+        describe_twin(file, tmp_path)
+        source, dest = "sov://cohortes/", tmp_path / "out" if mode == "open" else "sov://twin/"
     noted = _commits(monkeypatch)
     with monkeypatch.context() as patch:
 

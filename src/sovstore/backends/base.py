@@ -213,6 +213,31 @@ class Backend(ABC):
             When the source has not, or not any more, the ETag `etag`. Nothing has changed then.
         """
 
+    def copies_from(self, origin: Backend, size: int) -> bool:  # noqa: ARG002  # for those that can
+        """Return whether `copy_from` takes an object from another root, and its bytes do not pass through here.
+
+        Parameters
+        ----------
+        origin : Backend
+            At the same host, with the same credentials.
+        size : int
+            Bytes of the object.
+        """
+        return False
+
+    async def copy_from(
+        self,
+        origin: Backend,
+        source: str,
+        target: str,
+        *,
+        head: bytes,
+        etag: str | None = None,
+        create: bool = False,
+    ) -> None:
+        """As `copy`, but `source` is below another root, for which `copies_from` has said yes."""
+        raise NotImplementedError
+
     async def delete_match(self, name: str, etag: str) -> None:
         """Delete one object that has not changed since it had the ETag `etag`.
 

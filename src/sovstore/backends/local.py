@@ -300,14 +300,34 @@ class LocalBackend(Backend):
         self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
     ) -> None:
         """Copy a file with its head replaced; the system shares the blocks where it can."""
-        await self._run(partial(self._copy, source, target, head, etag, create=create))
+        await self._run(partial(self._copy, self, source, target, head, etag, create=create))
 
-    def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
+    def copies_from(self, origin: Backend, size: int) -> bool:  # noqa: ARG002  # as `Backend`
+        """Return whether an object of another root is a file too."""
+        return isinstance(origin, LocalBackend)
+
+    async def copy_from(
+        self,
+        origin: Backend,
+        source: str,
+        target: str,
+        *,
+        head: bytes,
+        etag: str | None = None,
+        create: bool = False,
+    ) -> None:
+        """Copy from another folder, as `copy`."""
+        assert isinstance(origin, LocalBackend)  # noqa: S101  # nosec B101  # `copies_from` has said so
+        await self._run(partial(self._copy, origin, source, target, head, etag, create=create))
+
+    def _copy(
+        self, origin: LocalBackend, source: str, target: str, head: bytes, etag: str | None, *, create: bool
+    ) -> None:
         with _mapped(source):
-            descriptor = os.open(self._path(source), _READ)
+            descriptor = os.open(origin._path(source), _READ)
         status = os.fstat(descriptor)
         # In place, whatever somebody wrote while it was copied must stay.
-        if_match = _etag(status) if source == target else None
+        if_match = _etag(status) if origin is self and source == target else None
         try:
             upload = _LocalUpload(self._root, target, self._run, create=create, if_match=if_match)
         except BaseException:

@@ -326,6 +326,24 @@ class ObstoreBackend(LoopBackend):
         """Leave it to the SDK driver: obstore can copy no part of an object."""
         await self.sdk().copy(source, target, head=head, etag=etag, create=create)
 
+    def copies_from(self, origin: Backend, size: int) -> bool:
+        """As the SDK driver."""
+        return isinstance(origin, ObstoreBackend) and self.sdk().copies_from(origin.sdk(), size)
+
+    async def copy_from(
+        self,
+        origin: Backend,
+        source: str,
+        target: str,
+        *,
+        head: bytes,
+        etag: str | None = None,
+        create: bool = False,
+    ) -> None:
+        """Leave it to the SDK driver, as `copy`."""
+        assert isinstance(origin, ObstoreBackend)  # noqa: S101  # nosec B101  # `copies_from` has said so
+        await self.sdk().copy_from(origin.sdk(), source, target, head=head, etag=etag, create=create)
+
     async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
         """Leave it to the SDK driver: obstore cannot list unfinished uploads."""
         return await self.sdk().sweep(older_than, dry_run=dry_run)

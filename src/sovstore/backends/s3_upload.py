@@ -99,24 +99,23 @@ class S3Upload(PartUpload):
         """Send one part."""
         await self._launch(self._send(len(self._tasks), bytearray(data), len(data)))
 
-    async def add_copy(self, key: str, start: int, end: int, etag: str | None) -> None:
-        """Let the host copy bytes [start, end) of the object `key` as one part."""
-        condition = {}
+    async def add_copy(self, bucket: str, key: str, start: int, end: int, etag: str | None) -> None:
+        """Let the host copy bytes [start, end) of the object `key` of a bucket as one part."""
+        condition: dict[str, Any] = {}
         if etag is not None and "part_copy:source" in self._host.conditions:
             condition["CopySourceIfMatch"] = self._host.quoted(etag)
-        await self._launch(self._copy(len(self._tasks), key, start, end, condition))
+        copied = {"CopySource": {"Bucket": bucket, "Key": key}, "CopySourceRange": f"bytes={start}-{end - 1}"}
+        await self._launch(self._copy(len(self._tasks), (end - start) // PART, {**copied, **condition}))
 
-    async def _copy(self, number: int, key: str, start: int, end: int, condition: dict[str, str]) -> Any:
+    async def _copy(self, number: int, weight: int, copied: dict[str, Any]) -> Any:
         return await self._host.call(
             self.name,
             "upload_part_copy",
             pick=lambda reply: reply["CopyPartResult"]["ETag"],
             UploadId=self._upload_id,
             PartNumber=number + 1,
-            CopySource={"Bucket": self._host.client.bucket, "Key": key},
-            CopySourceRange=f"bytes={start}-{end - 1}",
-            weight=(end - start) // PART,
-            **condition,
+            weight=weight,
+            **copied,
         )
 
     async def sent(self) -> Sequence[Any]:

@@ -247,6 +247,8 @@ def _show_report(run: Run, done: Report) -> None:
     text = f"moved {count_text(done.moved)}, {size_text(done.moved_size)} in {_time_text(done.seconds)}"
     if done.moved and done.seconds:
         text += f" ({size_text(int(done.moved_size / done.seconds))}/s)"
+    if done.at_host:
+        text += f"; {done.at_host:,} of them copied at the host"
     if done.plan.done:
         text += f"; {done.plan.done:,} before"
     if done.left:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
+from dataclasses import replace as replaced
 
 from sovstore.backends.base import TEMPORARY, Backend, Place, Stat, Upload
 from sovstore.errors import (
@@ -19,6 +20,7 @@ from sovstore.errors import (
     StoreError,
 )
 from sovstore.format.body import OVERHEAD, plain_size
+from sovstore.format.header import HEADER
 from sovstore.format.names import RESERVED
 from sovstore.migration.sides import SMALL, Found, Pieces, Side, Sink, Source
 
@@ -35,8 +37,8 @@ _LOCK = f"{RESERVED}/lock"
 class _Ranges(Source):
     """Reads an object of a backend as it is, by ranges, each on condition that it is still the same version."""
 
-    def __init__(self, backend: Backend, name: str, found: Found) -> None:
-        self._backend, self._name, self.found = backend, name, found
+    def __init__(self, backend: Backend, place: Place, name: str, found: Found) -> None:
+        self.backend, self.place, self.name, self.found = backend, place, name, found
 
     async def stream(self) -> AsyncIterator[bytes | bytearray]:
         size, etag = self.found.size, self.found.etag
@@ -47,13 +49,13 @@ class _Ranges(Source):
                 while starts and len(under_way) < _AHEAD:
                     start = starts.popleft()
                     end = min(start + _WINDOW, size)
-                    reading = asyncio.ensure_future(self._backend.read(self._name, start, end, etag=etag))
+                    reading = asyncio.ensure_future(self.backend.read(self.name, start, end, etag=etag))
                     under_way.append((end - start, reading))
                 length, first = under_way[0]
                 piece = await first
                 under_way.popleft()
                 if len(piece) != length:
-                    raise ObjectChangedError(f"{self._name}: changed while it was read", path=self._name)
+                    raise ObjectChangedError(f"{self.name}: changed while it was read", path=self.name)
                 yield piece
         finally:
             left = [unread for _, unread in under_way]
@@ -62,9 +64,9 @@ class _Ranges(Source):
             await asyncio.gather(*left, return_exceptions=True)
         if etag is None or not size:
             # Nothing was conditional: what the host says of it now must be what it said before.
-            stat = await self._backend.stat(self._name)
-            if Found(self._name, stat.size, stat.etag, stat.modified).mark != self.found.mark:
-                raise ObjectChangedError(f"{self._name}: changed while it was read", path=self._name)
+            stat = await self.backend.stat(self.name)
+            if Found(self.name, stat.size, stat.etag, stat.modified).mark != self.found.mark:
+                raise ObjectChangedError(f"{self.name}: changed while it was read", path=self.name)
 
 
 class _Written(Sink):
@@ -93,6 +95,35 @@ class _Written(Sink):
         await self._upload.abort()
 
 
+class _AtHost(Sink):
+    """Has the host copy an object, when it is committed."""
+
+    at_host = True
+
+    def __init__(self, backend: Backend, name: str, source: _Ranges, *, create: bool) -> None:
+        self._backend, self._name, self._source, self._create = backend, name, source, create
+        self._front = b""
+
+    async def pour(self, pieces: Pieces) -> int:  # noqa: ARG002  # none passes through here
+        self._front = bytes(
+            await self._source.backend.read(self._source.name, 0, OVERHEAD, etag=self._source.found.etag)
+        )
+        return self._source.found.size
+
+    def version(self) -> bytes | None:
+        return self._front
+
+    async def commit(self) -> None:
+        source, head = self._source, self._front[:HEADER]
+        # The head is what makes a host cut the copy as a write would have cut it: a later rename stays cheap.
+        await self._backend.copy_from(
+            source.backend, source.name, self._name, head=head, etag=source.found.etag, create=self._create
+        )
+
+    async def abort(self) -> None:
+        """Do nothing: a copy that fails leaves nothing."""
+
+
 class _Bare(Side):
     """What lies at a backend, moved as it is."""
 
@@ -116,11 +147,11 @@ class _Bare(Side):
             if stat.folder:
                 raise IsFolderError(f"{name}: is a folder", path=name)
             expected = self._found(stat)
-        return _Ranges(self._backend, name, expected)
+        return _Ranges(self._backend, self.place, name, expected)
 
-    async def create(self, path: str, size: int, *, replace: bool) -> Sink:
+    async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
         """Return a write."""
-        name = self.join(path)
+        name, size = self.join(path), source.found.size
         if not replace and size > SMALL and await self.find(path) is not None:
             raise ObjectExistsError(f"{name}: exists already", path=name)
         return self._sink(await self._backend.upload(name, create=not replace, size=size))
@@ -227,6 +258,20 @@ class Raw(_Bare):
 
     def _sink(self, upload: Upload) -> Sink:
         return _RawSink(upload)
+
+    async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
+        """Return a write, or a copy that the host makes where both lie at one."""
+        if not isinstance(source, _Ranges) or not self._copies(source):
+            return await super().create(path, source, replace=replace)
+        if not replace and await self.find(path) is not None:
+            raise ObjectExistsError(f"{path}: exists already", path=path)
+        return _AtHost(self._backend, path, source, create=not replace)
+
+    def _copies(self, source: _Ranges) -> bool:
+        """Return whether the host of both ends copies an object itself, by the same credentials."""
+        if replaced(source.place, root="") != replaced(self.place, root=""):
+            return False
+        return source.found.size >= OVERHEAD and self._backend.copies_from(source.backend, source.found.size)
 
 
 class _RawSink(_Written):

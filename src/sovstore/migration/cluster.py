@@ -171,7 +171,7 @@ class Cluster:
         self._told: dict[str, int] = {}
         self._in_a_row = 0
         self.failures = Failures()
-        self.moved = self.moved_size = self.left = 0
+        self.moved = self.moved_size = self.left = self.at_host = 0
         client.subscribe_topic(job, self._advance)
 
     async def run(self) -> None:
@@ -260,7 +260,7 @@ class Cluster:
         for failure in record.failures:
             self._fail(failure)
         self.moved, self.moved_size = self.moved + record.moved, self.moved_size + record.moved_size
-        self.left += record.left
+        self.left, self.at_host = self.left + record.left, self.at_host + record.at_host
         self._watcher.advance(max(0, record.size - self._told.pop(task, 0)))
         if record.error is not None:
             raise raised(record.error)

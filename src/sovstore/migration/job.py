@@ -215,6 +215,7 @@ class Job:
         mover.failures.count += plan.refused.count
         mover.failures.first[:0] = plan.refused.first
         report.moved, report.moved_size, report.left = mover.moved, mover.moved_size, mover.left
+        report.at_host = mover.at_host
         report.verified, report.verified_size = self._journal.verified_totals()
         report.seconds = time.monotonic() - start
         self._watcher.stop()

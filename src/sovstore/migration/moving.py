@@ -109,7 +109,7 @@ class Mover:
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._in_a_row = 0
         self.failures = Failures()
-        self.moved = self.moved_size = self.left = 0
+        self.moved = self.moved_size = self.left = self.at_host = 0
 
     async def run(self) -> None:
         """Move every object that is to be moved; what fails is noted, and the others go on.
@@ -214,7 +214,7 @@ class Mover:
             self.left += 1
             return states.LEFT
         source = await self._opened(path, expected)
-        sink = await self._created(path, source.found.size, replace=replacing)
+        sink = await self._created(path, source, replace=replacing)
         try:
             size = await sink.pour(self._throttled(source))
             if size != source.found.size:
@@ -228,13 +228,16 @@ class Mover:
             await sink.abort()
             raise
         self._journal.done(row.name, source.found, sink.version() or await self._dest.version(path))
+        if sink.at_host:
+            self._watcher.advance(size)
+            self.at_host += 1
         self.moved += 1
         self.moved_size += size
         return states.DONE
 
-    async def _created(self, path: str, size: int, *, replace: bool) -> Sink:
+    async def _created(self, path: str, source: Source, *, replace: bool) -> Sink:
         try:
-            return await self._dest.create(path, size, replace=replace)
+            return await self._dest.create(path, source, replace=replace)
         except ObjectExistsError as exc:
             raise _exists(path) from exc
 

@@ -142,7 +142,7 @@ async def _done(pair: ends.Pair, order: Order, told: _Told) -> Record:
         record.error = described(exc)
     record.failures = mover.failures.first
     record.moved, record.moved_size, record.left = mover.moved, mover.moved_size, mover.left
-    record.size = told.size
+    record.at_host, record.size = mover.at_host, told.size
     return record
 
 

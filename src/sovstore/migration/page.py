@@ -44,6 +44,7 @@ def _facts(report: Report) -> str:
         ("Began", f"{report.began:%Y-%m-%d %H:%M:%S} UTC, took {report.seconds:,.1f} s", ""),
         ("At the source", _count(plan.objects, plan.size), ""),
         ("Moved", _count(report.moved, report.moved_size), ""),
+        ("Copied at the host", f"{report.at_host:,} of these", ""),
         ("Moved before", _count(plan.done, plan.done_size), ""),
         ("Left as new", f"{report.left:,}", ""),
         ("Deleted there", f"{report.deleted:,}", ""),

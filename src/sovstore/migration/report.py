@@ -66,6 +66,8 @@ class Report:
         What was to be done.
     moved, moved_size : int
         Objects and bytes of this run.
+    at_host : int
+        Objects of these that the host copied: their bytes did not pass through this machine.
     left : int
         Objects that the destination had as new already.
     failures : Failures
@@ -87,6 +89,7 @@ class Report:
     plan: Plan
     moved: int = 0
     moved_size: int = 0
+    at_host: int = 0
     left: int = 0
     failures: Failures = field(default_factory=Failures)
     verified: int = 0
@@ -115,7 +118,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "objects": plan.objects,
             "bytes": plan.size,
-            "moved": {"objects": self.moved, "bytes": self.moved_size},
+            "moved": {"objects": self.moved, "bytes": self.moved_size, "at_host": self.at_host},
             "moved_before": {"objects": plan.done, "bytes": plan.done_size},
             "left": self.left,
             "deleted": self.deleted,

@@ -79,6 +79,9 @@ class Source(ABC):
 class Sink(ABC):
     """One object that is being written."""
 
+    #: Whether the host copies it when it is committed, and nothing passes through this process.
+    at_host = False
+
     @abstractmethod
     async def pour(self, pieces: Pieces) -> int:
         """Write all pieces and return how many bytes they were; nothing is visible before `commit`."""
@@ -147,8 +150,8 @@ class Side(ABC):
         """
 
     @abstractmethod
-    async def create(self, path: str, size: int, *, replace: bool) -> Sink:
-        """Return a write; without `replace` it fails when there is an object already."""
+    async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
+        """Return a write of what a source has; without `replace` it fails when there is an object already."""
 
     @abstractmethod
     async def find(self, path: str) -> Found | None:
@@ -231,8 +234,9 @@ class Sealed(Side):
             return _SealedSource(reader, expected)
         return _SealedSource(reader, Found(path, reader.plain_size, stat.etag, stat.modified))
 
-    async def create(self, path: str, size: int, *, replace: bool) -> Sink:
+    async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
         """Return a write under a fresh DEK."""
+        size = source.found.size
         look_first = size > SMALL
         writer = await self.store.writer(self.join(path), create=not replace, size=size, look_first=look_first)
         return _SealedSink(writer)

@@ -126,7 +126,7 @@ class Record:
         self.notes: list[list[Any]] = []
         self.failures: list[Failure] = []
         #: Objects and bytes that were moved, objects that were left, bytes that went through the worker.
-        self.moved = self.moved_size = self.left = self.size = 0
+        self.moved = self.moved_size = self.left = self.at_host = self.size = 0
         self.error: dict[str, str | None] | None = None
 
     def rows(self, *states: str, unverified: bool = False) -> Iterator[Row]:  # noqa: ARG002  # as `Noted`
@@ -167,7 +167,8 @@ class Record:
     def dump(self) -> bytes:
         """Return it as JSON."""
         failures = [asdict(failure) for failure in self.failures]
-        counts = {"moved": self.moved, "moved_size": self.moved_size, "left": self.left, "size": self.size}
+        names = ("moved", "moved_size", "left", "at_host", "size")
+        counts = {name: getattr(self, name) for name in names}
         return json.dumps({"notes": self.notes, "failures": failures, "error": self.error, **counts}).encode()
 
     @classmethod
