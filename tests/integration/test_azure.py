@@ -686,6 +686,30 @@ _LIES = [
 ]
 
 
+async def _all(tasks):
+    await asyncio.gather(*tasks)
+
+
+def test_an_upload_is_gone_on_with(azurite_server, place):
+    data = _data(30 * MIB)
+
+    async def work(backend):
+        begun = await backend.upload("a", size=len(data))
+        assert begun.token() is None
+        await begun.write(data[: 20 * MIB])
+        # Its process is gone: what was on its way has arrived.
+        await backend.on_loop(_all(begun._tasks))
+        upload, start = await backend.resume("a", begun.token(), size=len(data), create=True)
+        assert start == 16 * MIB
+        await upload.write(data[start:])
+        await upload.commit()
+        assert await everything(backend, "a") == data
+        assert await backend.resume("a", begun.token(), size=len(data)) is None
+        assert await backend.resume("never", begun.token(), size=len(data)) is None
+
+    use(place(azurite_server), work)
+
+
 @pytest.mark.parametrize("fault", _LIES, ids=str)
 def test_reads_that_are_broken_now_and_then_are_right_in_the_end(azurite_faults, place, fault):
     data = _data(3 * MIB)

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +199,58 @@ def test_a_byte_copy_at_one_host_leaves_the_bytes_there(
     twin.close()
 
 
+@pytest.mark.parametrize("mode", ["open", "copy"])
+def test_a_large_object_goes_on_where_its_process_was_killed(
+    s3_server: Any, azurite_server: Any, s3_faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The parts that were there are not sent again; a sealed object would begin anew (ADR 12)."""
+    through = s3_faults()
+    store, dest = on_azure(azurite_server), on_s3(s3_server)
+    for place in (store, dest):
+        for name, value in place.pop("environment").items():
+            monkeypatch.setenv(name, value)
+    dest["endpoint"] = through.endpoint_url
+    file = make_store(tmp_path, "sealed", **store)
+    if mode == "copy":
+        describe_twin(file, tmp_path, "sealed", **dest)
+    else:
+        _locate(file, "out", dest)
+    data = _made("large", 44 * MIB)
+    with open_fs(file, "sealed").open("large", "wb") as large:
+        large.write(data)
+    ends = ["sov://sealed/", "plain://out/" if mode == "open" else "sov://twin/"]
+    command = [Path(sys.executable).parent / "sovstore", "--config", file, "migrate", *ends, "--limit", "8MB/s"]
+    if mode == "copy":
+        command.append("--no-keys")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 60
+        while len(_sent(through)) < 3 and time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.05)
+        running.kill()
+    before = _sent(through)
+    assert 3 <= len(before) < 6
+    through.proxy.forget()
+    report = sovstore.migrate(*ends, config=file, no_keys=mode == "copy", verify=True)
+    assert (report.failures.count, report.plan.mode) == (0, mode)
+    after = _sent(through)
+    # One may have been on its way when the process died.
+    assert len(before & after) <= 1
+    assert before | after == {str(number) for number in range(1, 7)}
+    if mode == "open":
+        plain = fsspec.filesystem("s3", **s3_server.storage_options)
+        assert plain.cat_file(f"{dest['root']}/large") == data
+    else:
+        twin = open_fs(file, "twin")
+        assert twin.cat_file("large") == data
+        twin.close()
+
+
+def _sent(through: Any) -> set[str]:
+    """Return the numbers of the parts that the host took."""
+    found = (re.search(r"partNumber=(\d+)", r.target) for r in through.proxy.requests if r.status == 200)
+    return {match[1] for match in found if match}
+
+
 def _fetched(through: Any) -> int:
     """Return the bytes of all ranges that were read."""
     ranges = [
@@ -204,5 +260,6 @@ def _fetched(through: Any) -> int:
 
 
 def _locate(file: Path, name: str, place: dict[str, Any]) -> None:
+    table = "\n".join(f'{key} = "{value}"' for key, value in place.items())
     with file.open("a") as toml:
-        toml.write(f'\n[locations.{name}]\nprovider = "{place["provider"]}"\nroot = "{place["root"]}"\n')
+        toml.write(f"\n[locations.{name}]\n{table}\n")

@@ -168,6 +168,62 @@ def test_an_upload_that_cannot_begin_harms_nothing(s3_faults: Any, trouble: str,
     run(place_at(through.server, options={"timeout": 10}), use)
 
 
+@pytest.mark.parametrize("server", ["s3", "moto"])
+def test_an_upload_is_gone_on_with(server: str, request: pytest.FixtureRequest) -> None:
+    through = request.getfixturevalue(f"{server}_faults")()
+    data = pattern(30 * MIB)
+
+    async def use(backend: Any) -> None:
+        begun = await backend.upload("a", size=len(data))
+        assert begun.token() is None
+        await begun.write(data[: 20 * MIB])
+        token = begun.token()
+        assert token
+        # Its process is gone: what was on its way has arrived, and nothing is aborted.
+        await backend.on_loop(begun.sent())
+        through.proxy.forget()
+        found = await backend.resume("a", token, size=len(data), create=True)
+        assert found is not None
+        upload, start = found
+        assert start == 16 * MIB
+        await upload.write(data[start:])
+        await upload.commit()
+        assert through.proxy.count("PUT", "partNumber=") == 2
+        assert await everything(backend, "a") == data
+        assert await backend.resume("a", token, size=len(data)) is None
+        assert await backend.resume("a", "never-begun", size=len(data)) is None
+
+    run(place_at(through.server, CEPH if server == "s3" else MOTO), use)
+
+
+def test_an_upload_without_a_whole_part_is_aborted(s3_server: Any) -> None:
+    async def use(backend: Any) -> None:
+        begun = await backend.upload("a", size=30 * MIB)
+        await backend.on_loop(begun.begin())
+        assert await backend.resume("a", begun.token(), size=30 * MIB) is None
+        assert await backend.sweep(older_than=timedelta(0)) == 0
+
+    run(place_at(s3_server), use)
+
+
+def test_all_parts_were_there(s3_server: Any) -> None:
+    """The last one is sent again: no host takes an empty one."""
+    data = pattern(16 * MIB)
+
+    async def use(backend: Any) -> None:
+        begun = await backend.upload("a", size=len(data))
+        await begun.write(data)
+        await backend.on_loop(begun._launch_part(1))
+        await backend.on_loop(begun.sent())
+        upload, start = await backend.resume("a", begun.token(), size=len(data))
+        assert start == 8 * MIB
+        await upload.write(data[start:])
+        await upload.commit()
+        assert await everything(backend, "a") == data
+
+    run(place_at(s3_server), use)
+
+
 # Header replacement
 
 

@@ -127,6 +127,13 @@ class AzureBackend(LoopBackend):
         sizes = self._sizes.of(size, name=name)
         return AzureUpload(self, self._client, name, sizes, self._slots, create=create, if_match=if_match)
 
+    async def resume(self, name: str, token: str, *, size: int, create: bool = False) -> tuple[Upload, int] | None:
+        """Return a write of which the host has some blocks."""
+        self.after_fork()
+        upload = self._upload(name, create=create, if_match=None, size=size)
+        start = await upload.go_on(token, size)
+        return (upload, start) if start else None
+
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
         """Yield what lies in a folder or below it, a page of the host at a time."""
         self.after_fork()

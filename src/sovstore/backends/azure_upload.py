@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from itertools import count, takewhile
 from typing import Any
 from uuid import uuid4
 
@@ -86,8 +87,16 @@ class Blocks:
 
     async def committed(self) -> list[tuple[str, int]]:
         """Return the blocks that the blob is made of, as id and bytes; none for one that was put as a whole."""
+        return await self._list(0)
+
+    async def staged(self) -> list[tuple[str, int]]:
+        """Return the blocks that are staged, of all writers, as id and bytes."""
+        return await self._list(1)
+
+    async def _list(self, which: int) -> list[tuple[str, int]]:
         async with self._client.mapped(self._name):
-            found, _ = await self._client.call(self._name, "get_block_list", "committed")
+            kind = ("committed", "uncommitted")[which]
+            found = (await self._client.call(self._name, "get_block_list", kind))[which]
             if any(not isinstance(block.id, str) or block.size is None or block.size < 0 for block in found):
                 # For `mapped`. The SDK leaves out what the host left out.
                 raise ValueError("the host says no id or no size of a block")
@@ -236,6 +245,23 @@ class AzureUpload(PartUpload):
     async def _finish(self, receipts: Sequence[list[str]]) -> None:
         blocks = [block for receipt in receipts for block in receipt]
         await self._blocks.commit(blocks, create=self._create, if_match=self._if_match)
+
+    def token(self) -> str | None:
+        """Return what the ids of its blocks begin with, once there are some."""
+        return self._writer if self._begun else None
+
+    async def _received(self, token: str) -> Sequence[tuple[list[str], int]]:
+        try:
+            sizes = dict(await self._blocks.staged())
+        except ObjectNotFoundError:
+            return ()
+        self._writer = token
+        first, parts = [self._id(0), self._id(1)], list[tuple[list[str], int]]()
+        if all(block in sizes for block in first):
+            parts.append((first, sizes[first[0]] + sizes[first[1]]))
+            following = takewhile(sizes.__contains__, (self._id(number) for number in count(2)))
+            parts += [([block], sizes[block]) for block in following]
+        return parts
 
     async def _discard(self) -> None:
         # There is nothing that deletes staged blocks and spares the object: they expire after a week, unseen.

@@ -111,6 +111,10 @@ class Upload(ABC):
     async def abort(self) -> None:
         """Forget the write and free what it holds. MAY be called twice, and after a failed `commit`; MUST NOT raise."""
 
+    def token(self) -> str | None:
+        """Return what `Backend.resume` finds this write by, once the host has some of it; None where nothing would."""
+        return None
+
     def forget(self) -> None:  # noqa: B027  # most drivers have no finaliser that would commit
         """Let nothing be committed later, without waiting: the process is ending, or is a fork of the writer's."""
 
@@ -178,6 +182,29 @@ class Backend(ABC):
             When a folder stands there, or an object stands where a parent must be; here or at `Upload.commit`,
             on hosts that have real folders.
         """
+
+    async def resume(
+        self,
+        name: str,  # noqa: ARG002  # for those that can
+        token: str,  # noqa: ARG002
+        *,
+        size: int,  # noqa: ARG002
+        create: bool = False,  # noqa: ARG002
+    ) -> tuple[Upload, int] | None:
+        """Return a write that a process which is gone had begun, and how many of its first bytes the host has.
+
+        It was to be of `size` bytes, and was begun by `upload` with that size. What the host has is its claim: the
+        caller MUST know that the bytes were to be the same. None when the host has nothing of it, and where no write
+        can be gone on with.
+
+        Parameters
+        ----------
+        token : str
+            As `Upload.token` returned it.
+        size, create : int, bool
+            As `upload`.
+        """
+        return None
 
     @abstractmethod
     def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:

@@ -157,7 +157,7 @@ class PartUpload(Upload):
         self._filled = 0
         self._limit = sizes.size(0, name=name)
         self._free: list[bytearray] = []
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[asyncio.Future[Any]] = []
         self._begun = False
         self._done = False
 
@@ -180,6 +180,29 @@ class PartUpload(Upload):
     @abstractmethod
     async def _discard(self) -> None:
         """Make the host forget the parts. Called only after `_begin`."""
+
+    async def _received(self, token: str) -> Sequence[tuple[Any, int]]:  # noqa: ARG002  # for hosts that tell
+        """Return receipt and bytes of the parts that the host has of an earlier write, in order, without a gap."""
+        return ()
+
+    async def go_on(self, token: str, size: int) -> int:
+        """Take up an earlier write, of `size` bytes, and return how many of its first bytes the host has."""
+        return await self._backend.on_loop(self._go_on(token, size))
+
+    async def _go_on(self, token: str, size: int) -> int:
+        start = 0
+        for receipt, part in await self._received(token):
+            # The last part is sent again: the commit sends one.
+            if part != self._sizes.size(len(self._tasks), name=self.name) or start + part >= size:
+                break
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(receipt)
+            self._tasks.append(done)
+            start += part
+        if start:
+            self._begun = True
+            self._limit = self._sizes.size(len(self._tasks), name=self.name)
+        return start
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes; waits while too many parts are on their way."""

@@ -186,10 +186,21 @@ class S3Backend(LoopBackend):
 
     async def upload(
         self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
-    ) -> Upload:
+    ) -> S3Upload:
         """Return a write in parts, or by one request when the object fits into one part."""
         self.after_fork()
         return S3Upload(self, name, self.sizes.of(size, name=name), create=create, if_match=if_match)
+
+    async def resume(self, name: str, token: str, *, size: int, create: bool = False) -> tuple[Upload, int] | None:
+        """Return a write in parts of which the host has some."""
+        upload = await self.upload(name, create=create, size=size)
+        start = await upload.go_on(token, size)
+        if start:
+            return upload, start
+        if upload.token() is not None:
+            # There is not one whole part of it.
+            await self.on_loop(self.discard(name, token))
+        return None
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete objects, as many by one request as the host takes."""

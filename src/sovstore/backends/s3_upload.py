@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from sovstore.backends.parts import PART, Body, PartSizes, PartUpload, Pieces
@@ -87,6 +89,24 @@ class S3Upload(PartUpload):
 
     async def _discard(self) -> None:
         await self._host.discard(self.name, self._upload_id)
+
+    def token(self) -> str | None:
+        """Return the id of the upload in parts, once it has one."""
+        return self._upload_id or None
+
+    async def _received(self, token: str) -> Sequence[tuple[str, int]]:
+        found: dict[int, tuple[str, int]] = {}
+        marker: int | None = 0
+        while marker is not None:
+            try:
+                parts, marker = await self._host.call(
+                    self.name, "list_parts", UploadId=token, PartNumberMarker=marker, pick=partial(_parts, marker)
+                )
+            except ObjectNotFoundError:
+                return ()
+            found |= parts
+        self._upload_id = token
+        return [found[number] for number in takewhile(found.__contains__, count(1))]
 
     # Copying at the host, for `S3Backend.copy`
 
@@ -190,6 +210,13 @@ class S3Upload(PartUpload):
         if self._create:
             return ObjectExistsError(f"{self.name}: exists already", path=self.name)
         return ObjectChangedError(f"{self.name}: changed meanwhile", path=self.name)
+
+
+def _parts(marker: int, page: Any) -> tuple[dict[int, tuple[str, int]], int | None]:
+    """Return the parts of a page by number, and where the next page begins; an end that is none ends it."""
+    parts = {part["PartNumber"]: (part["ETag"], part["Size"]) for part in page.get("Parts", ())}
+    following = page.get("NextPartNumberMarker") if page.get("IsTruncated") else None
+    return parts, following if following is not None and following > marker else None
 
 
 def _md5(body: Body) -> str:

@@ -40,9 +40,13 @@ class _Ranges(Source):
     def __init__(self, backend: Backend, place: Place, name: str, found: Found) -> None:
         self.backend, self.place, self.name, self.found = backend, place, name, found
 
-    async def stream(self) -> AsyncIterator[bytes | bytearray]:
+    @property
+    def mark(self) -> str:
+        return f"{self.found.size} {self.found.mark}"
+
+    async def stream(self, start: int = 0) -> AsyncIterator[bytes | bytearray]:
         size, etag = self.found.size, self.found.etag
-        starts = deque(range(0, size, _WINDOW))
+        starts = deque(range(start, size, _WINDOW))
         under_way: deque[tuple[int, asyncio.Future[bytes | bytearray]]] = deque()
         try:
             while starts or under_way:
@@ -83,7 +87,13 @@ class _Written(Sink):
             if len(self._front) < OVERHEAD:
                 self._front += piece[: OVERHEAD - len(self._front)]
             await self._upload.write(piece)
+            if self.began is not None and (token := self._upload.token()) is not None:
+                self.began(token)
+                self.began = None
         return total
+
+    async def take_front(self, source: Source) -> None:
+        """Note the first bytes, which an earlier process has written, where they tell one write from another."""
 
     def version(self) -> bytes | None:
         return None
@@ -156,8 +166,18 @@ class _Bare(Side):
             raise ObjectExistsError(f"{name}: exists already", path=name)
         return self._sink(await self._backend.upload(name, create=not replace, size=size))
 
-    def _sink(self, upload: Upload) -> Sink:
+    def _sink(self, upload: Upload) -> _Written:
         return _Written(upload)
+
+    async def resume(self, path: str, source: Source, token: str, *, replace: bool) -> tuple[Sink, int] | None:
+        """Return a write of which the host has some parts already."""
+        found = await self._backend.resume(self.join(path), token, size=source.found.size, create=not replace)
+        if found is None:
+            return None
+        upload, start = found
+        sink = self._sink(upload)
+        await sink.take_front(source)
+        return sink, start
 
     async def find(self, path: str) -> Found | None:
         """Return what is at a path now."""
@@ -256,7 +276,7 @@ class Raw(_Bare):
         except (ObjectNotFoundError, IsFolderError):
             return None
 
-    def _sink(self, upload: Upload) -> Sink:
+    def _sink(self, upload: Upload) -> _Written:
         return _RawSink(upload)
 
     async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
@@ -275,5 +295,9 @@ class Raw(_Bare):
 
 
 class _RawSink(_Written):
+    async def take_front(self, source: Source) -> None:
+        assert isinstance(source, _Ranges)  # noqa: S101  # nosec B101  # a byte copy has no other source
+        self._front += await source.backend.read(source.name, 0, OVERHEAD, etag=source.found.etag)
+
     def version(self) -> bytes | None:
         return bytes(self._front)

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS objects (
     name TEXT PRIMARY KEY, size INTEGER NOT NULL, etag TEXT, modified TEXT, state TEXT NOT NULL,
     version BLOB, previous BLOB, verified INTEGER NOT NULL DEFAULT 0, seen INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uploads (name TEXT PRIMARY KEY, mark TEXT NOT NULL, token TEXT NOT NULL) WITHOUT ROWID;
 """
 
 #: States of an object: to be moved; about to become visible; there, whole; not there, with the reason in the report;
@@ -67,6 +68,12 @@ class Noted(Protocol):
 
     def rows(self, *states: str, unverified: bool = False) -> Iterator[Row]:
         """Yield objects."""
+
+    def begun(self, name: str, mark: str, token: str) -> None:
+        """Note a write that can be gone on with."""
+
+    def upload(self, name: str, mark: str) -> str | None:
+        """Return what `begun` noted for this version."""
 
     def ending(self, name: str, version: bytes | None) -> None:
         """Note that an object is about to become visible."""
@@ -222,6 +229,18 @@ class Journal:
                 return
             last = page[-1][0]
 
+    def begun(self, name: str, mark: str, token: str) -> None:
+        """Note by what the host finds a write that can be gone on with, and of which version of the source it is."""
+        with self._mapped():
+            self._database.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (name, mark, token))
+
+    def upload(self, name: str, mark: str) -> str | None:
+        """Return by what the host finds a write that was begun of this version; None for none."""
+        with self._mapped():
+            query = "SELECT token FROM uploads WHERE name = ? AND mark = ?"
+            row = self._database.execute(query, (name, mark)).fetchone()
+            return row[0] if row else None
+
     def ending(self, name: str, version: bytes | None) -> None:
         """Note that an object is about to become visible, and what will tell it from every other write."""
         with self._mapped():
@@ -240,6 +259,7 @@ class Journal:
                 " WHERE name = ?",
                 (DONE, version, found.size, found.etag, _text(found.modified), name),
             )
+            self._database.execute("DELETE FROM uploads WHERE name = ?", (name,))
 
     def set(self, name: str, state: str) -> None:
         """Note another state of an object; what is known of its version stays."""

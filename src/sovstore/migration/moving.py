@@ -214,9 +214,9 @@ class Mover:
             self.left += 1
             return states.LEFT
         source = await self._opened(path, expected)
-        sink = await self._created(path, source, replace=replacing)
+        sink, start = await self._sink(path, row.name, source, replace=replacing)
         try:
-            size = await sink.pour(self._throttled(source))
+            size = start + await sink.pour(self._throttled(source, start))
             if size != source.found.size:
                 raise ObjectChangedError(f"{path}: changed while it was read", path=path)
             self._journal.ending(row.name, sink.version())
@@ -235,6 +235,19 @@ class Mover:
         self.moved_size += size
         return states.DONE
 
+    async def _sink(self, path: str, name: str, source: Source, *, replace: bool) -> tuple[Sink, int]:
+        """Return a write, and how many bytes of it a process that was killed has left at the host."""
+        if source.found.size <= _LARGE:
+            return await self._created(path, source, replace=replace), 0
+        if (token := self._journal.upload(name, source.mark)) is not None:
+            found = await self._dest.resume(path, source, token, replace=replace)
+            if found is not None:
+                self._watcher.advance(found[1])
+                return found
+        sink = await self._created(path, source, replace=replace)
+        sink.began = lambda token: self._journal.begun(name, source.mark, token)
+        return sink, 0
+
     async def _created(self, path: str, source: Source, *, replace: bool) -> Sink:
         try:
             return await self._dest.create(path, source, replace=replace)
@@ -248,8 +261,8 @@ class Mover:
             hint = "somebody deleted it after it was listed; run it again to list anew"
             raise ObjectNotFoundError(f"{path}: is not at the source any more", path=path, hint=hint) from exc
 
-    async def _throttled(self, source: Source) -> AsyncIterator[Any]:
-        async for piece in source.stream():
+    async def _throttled(self, source: Source, start: int) -> AsyncIterator[Any]:
+        async for piece in source.stream(start):
             await self._throttle.take(len(piece))
             yield piece
             self._watcher.advance(len(piece))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -65,9 +65,14 @@ class Source(ABC):
 
     found: Found
 
+    @property
     @abstractmethod
-    def stream(self) -> Pieces:
-        """Yield its bytes in order; a piece is valid until the next is asked for.
+    def mark(self) -> str:
+        """What no other version of it has."""
+
+    @abstractmethod
+    def stream(self, start: int = 0) -> Pieces:
+        """Yield its bytes from `start` on, in order; a piece is valid until the next is asked for.
 
         Raises
         ------
@@ -81,6 +86,8 @@ class Sink(ABC):
 
     #: Whether the host copies it when it is committed, and nothing passes through this process.
     at_host = False
+    #: Called with what a later process finds the write by, where one can go on with it.
+    began: Callable[[str], None] | None = None
 
     @abstractmethod
     async def pour(self, pieces: Pieces) -> int:
@@ -152,6 +159,17 @@ class Side(ABC):
     @abstractmethod
     async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
         """Return a write of what a source has; without `replace` it fails when there is an object already."""
+
+    async def resume(  # most cannot
+        self,
+        path: str,  # noqa: ARG002
+        source: Source,  # noqa: ARG002
+        token: str,  # noqa: ARG002
+        *,
+        replace: bool,  # noqa: ARG002
+    ) -> tuple[Sink, int] | None:
+        """Return a write that a process which is gone had begun of the same version, and the bytes that are there."""
+        return None
 
     @abstractmethod
     async def find(self, path: str) -> Found | None:
@@ -276,8 +294,13 @@ class _SealedSource(Source):
     def __init__(self, reader: ObjectReader, found: Found) -> None:
         self._reader, self.found = reader, found
 
-    def stream(self) -> AsyncIterator[memoryview]:
-        return self._reader.stream()
+    @property
+    def mark(self) -> str:
+        # Authentic, where an ETag is what the host says.
+        return self._reader.version.hex()
+
+    def stream(self, start: int = 0) -> AsyncIterator[memoryview]:
+        return self._reader.stream(start)
 
 
 class _SealedSink(Sink):

@@ -133,6 +133,13 @@ class Record:
         """Yield the objects that are in one of some states."""
         return (row for row in self._rows if row.state in states)
 
+    def begun(self, name: str, mark: str, token: str) -> None:
+        """Do nothing: the client learns of a task when it is done."""
+
+    def upload(self, name: str, mark: str) -> str | None:  # noqa: ARG002  # as `Noted`
+        """Return None, as `begun` notes none."""
+        return None
+
     def ending(self, name: str, version: bytes | None) -> None:
         """Note that an object is about to become visible."""
         self.notes.append(["ending", name, _hex(version)])
