@@ -18,6 +18,7 @@ import fsspec
 import pytest
 
 import sovstore
+from sovstore.migration import Silent
 from tests import stress
 from tests.hosts import cheap_key_files
 from tests.servers.faults import Faults
@@ -162,6 +163,38 @@ def test_a_fifth_of_all_requests_fails_at_both_ends(
     fs = open_fs(file, "sealed")
     assert fs.cat(fs.find("")) == made
     fs.close()
+
+
+def test_rights_that_are_taken_away_meanwhile(
+    s3_server: Any, s3_faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused is reported with its reason, and the next run brings it."""
+    through, place = s3_faults(), on_s3(s3_server)
+    for name, value in place.pop("environment").items():
+        monkeypatch.setenv(name, value)
+    file = make_store(tmp_path, "sealed", **{**place, "endpoint": through.endpoint_url})
+    (tmp_path / "clear").mkdir()
+    made = {f"{n:02}": _made(str(n), 1000) for n in range(60)}
+    for name, data in made.items():
+        (tmp_path / "clear" / name).write_bytes(data)
+
+    class Revoked(Silent):
+        moved = 0
+
+        def finished(self, path: str, what: str) -> None:
+            self.moved += 1
+            if self.moved == 20:
+                through.proxy.faults = Faults(refuse_with=(403, "AccessDenied"), methods=("PUT",))
+
+    report = sovstore.migrate("clear", "sov://sealed/", config=file, watcher=Revoked())
+    assert 20 <= report.moved < 30
+    assert report.moved + report.failures.count == len(made)
+    assert {failure.type for failure in report.failures.first} == {"StoreError"}
+    assert all("refused" in failure.message or "denied" in failure.message for failure in report.failures.first)
+    assert all(failure.hint for failure in report.failures.first)
+    through.proxy.faults = Faults()
+    again = sovstore.migrate("clear", "sov://sealed/", config=file, verify=True)
+    assert (again.failures.count, again.plan.done, again.verified) == (0, report.moved, len(made))
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["copied", "refused"])

@@ -310,6 +310,8 @@ class _Shown:
 
     def failed(self, failure: Failure) -> None:
         self._failed += 1
+        if self.bar is not None:
+            self.bar.fail()
         error = {"type": failure.type, "message": failure.message, "path": failure.path, "hint": failure.hint}
         self._run.out.failure(error)
 

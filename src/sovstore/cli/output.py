@@ -83,12 +83,14 @@ class Bar:
     def __init__(self, progress: Progress | None, verb: str, objects: int | None, size: int | None) -> None:
         self.objects = 0
         self.bytes = 0
+        self.failed = 0
         self._verb, self._of = verb, objects
         self._progress = progress
         self._task = progress.add_task(self._text(), total=size) if progress else None
 
     def _text(self) -> str:
-        return f"{self._verb} {self.objects:,}" + (f"/{self._of:,}" if self._of is not None else "")
+        done = f"{self._verb} {self.objects:,}" + (f"/{self._of:,}" if self._of is not None else "")
+        return f"{done}, {self.failed:,} failed" if self.failed else done
 
     def restart(self, verb: str, objects: int, size: int | None) -> None:
         """Show other work, from its beginning."""
@@ -105,6 +107,14 @@ class Bar:
     def finish(self) -> None:
         """Note that one more object is done."""
         self.objects += 1
+        self._describe()
+
+    def fail(self) -> None:
+        """Note that one more object failed, and what goes on does so without it."""
+        self.failed += 1
+        self._describe()
+
+    def _describe(self) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=self._text())
 
