@@ -24,7 +24,7 @@ from sovstore.migration.ends import Pair
 from sovstore.migration.journal import Journal, Row
 from sovstore.migration.moving import HOPELESS, How, hopeless, in_turn
 from sovstore.migration.sides import Sealed
-from sovstore.migration.task import Order, Record, Task, raised, seal, unseal
+from sovstore.migration.task import ORDER, RECORD, Order, Record, Task, raised, seal, unseal
 from sovstore.migration.watching import Failure, Failures, Watcher
 
 #: Most objects and bytes of a task; one larger object is a task of its own.
@@ -207,7 +207,7 @@ class Cluster:
         name, (one, other) = f"sovstore-{what}-{uuid4().hex}", self._pair.ends
         ends = (one.elsewhere, other.elsewhere, self._pair.mode, self._pair.identity)
         store = None if self._store is None else self._store.config.name
-        body = await seal(self._store, Order(what, *ends, self._how, rows).dump())
+        body = await seal(self._store, Order(what, *ends, self._how, rows).dump(), ORDER)
         outcome = await self._outcome(Task(__version__, self._config, store, name, self._job, body), rows)
         if outcome is not None:
             await self._note(name, outcome)
@@ -241,7 +241,7 @@ class Cluster:
             future.release()
         if outcome.error is not None:
             raise raised(outcome.error)
-        return Record.load(await unseal(self._store, outcome.body))
+        return Record.load(await unseal(self._store, outcome.body, RECORD))
 
     async def _killed(self, rows: list[Row]) -> None:
         hint = "see the logs of the workers: out of memory, most often; the same command tries again"

@@ -19,7 +19,7 @@ from sovstore.filesystem import SovFileSystem
 from sovstore.migration import ends
 from sovstore.migration.moving import Mover
 from sovstore.migration.sides import Sealed
-from sovstore.migration.task import Order, Outcome, Record, Task, described, seal, unseal
+from sovstore.migration.task import ORDER, RECORD, Order, Outcome, Record, Task, described, seal, unseal
 from sovstore.migration.watching import Silent
 from sovstore.store import Store
 
@@ -117,7 +117,7 @@ async def _outcome(task: Task, worker: Any) -> Outcome:
         return fs.store
 
     store = opened(task.store) if task.store else None
-    order = Order.load(await unseal(store, task.body))
+    order = Order.load(await unseal(store, task.body, ORDER))
     config = configuration.load(task.config)
     pair = ends.pair(order.source, order.dest, lambda end: opened(end.config.name), config=config, mode=order.mode)
     try:
@@ -130,7 +130,7 @@ async def _outcome(task: Task, worker: Any) -> Outcome:
             # No other clean-up: other workers write there.
             if not isinstance(side, Sealed):
                 await side.backend.close()
-    return Outcome(await seal(store, record.dump()))
+    return Outcome(await seal(store, record.dump(), RECORD))
 
 
 async def _done(pair: ends.Pair, order: Order, told: _Told) -> Record:

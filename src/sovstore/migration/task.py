@@ -25,9 +25,8 @@ from sovstore.migration.sides import Found
 from sovstore.migration.watching import Failure
 from sovstore.store import Store
 
-#: What tasks and outcomes are sealed for. No object can have that path.
-_PATH = f"{RESERVED}/migration"
-_WHAT = "a task of a migration"
+#: What tasks and outcomes are sealed for, so that neither passes for the other. No object can have these paths.
+ORDER, RECORD = f"{RESERVED}/migration/order", f"{RESERVED}/migration/record"
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,8 @@ def raised(error: dict[str, str | None]) -> SovstoreError:
 # Sealed for the store
 
 
-async def seal(store: Store | None, body: bytes) -> bytes:
-    """Return the body of a task or of an outcome, sealed for a store; as it is without one.
+async def seal(store: Store | None, body: bytes, path: str) -> bytes:
+    """Return the body of a task or of an outcome, sealed for a store and for `ORDER` or `RECORD`; as it is without one.
 
     Raises
     ------
@@ -227,13 +226,13 @@ async def seal(store: Store | None, body: bytes) -> bytes:
     if store is None:
         return body
     pieces = _Pieces()
-    writer = await store.writer_outside(pieces, _PATH, what=_WHAT)
+    writer = await store.writer_outside(pieces, path, what=path)
     await writer.write(body)
     await writer.commit()
     return bytes(pieces.received)
 
 
-async def unseal(store: Store | None, sealed: bytes) -> bytes:
+async def unseal(store: Store | None, sealed: bytes, path: str) -> bytes:
     """Return what `seal` was given.
 
     Raises
@@ -248,7 +247,7 @@ async def unseal(store: Store | None, sealed: bytes) -> bytes:
     await upload.write(sealed)
     await upload.commit()
     try:
-        reader = await store.reader_outside(backend, "task", _PATH, what=_WHAT)
+        reader = await store.reader_outside(backend, "task", path, what=path)
         return await reader.read(0, reader.plain_size)
     finally:
         await backend.delete(["task"])
