@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from tests.servers import azurite, ceph, haproxy, moto, okms_fake, openbao, pykmip, require, softhsm
 from tests.servers import secret_service as secret_service_module
 from tests.servers.between import FaultFactory, faults_between
+from tests.servers.s3 import read_models_once
 
 _ROOT = Path(__file__).parent.parent
 _OMOP_DEFAULT = _ROOT.parent / "shared" / "data" / "omop-synthea27nj"
@@ -74,6 +77,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _commands_built_once() -> Iterator[None]:
+    """Keep the tree of the commands, which is the same each time: to build it takes longer than to run many of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give the test an empty home and no variable, keyring or cached filesystem of anybody else."""
@@ -101,6 +112,7 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def s3_server(pytestconfig: pytest.Config) -> Iterator[ceph.CephServer]:
     """A real S3 endpoint (Ceph RGW, HTTP and TLS), shared by the tests of a worker: each makes a bucket of its own."""
     require.skip_or_fail("s3", ceph.missing(), pytestconfig.stash[_REQUIRED])
+    read_models_once()
     with ceph.start() as server:
         yield server
 
@@ -109,6 +121,7 @@ def s3_server(pytestconfig: pytest.Config) -> Iterator[ceph.CephServer]:
 def moto_server(pytestconfig: pytest.Config) -> Iterator[moto.MotoServer]:
     """An S3 endpoint of another family (moto), with conditions that Ceph 16 lacks and no check of signatures."""
     require.skip_or_fail("moto", moto.missing(), pytestconfig.stash[_REQUIRED])
+    read_models_once()
     with moto.start() as server:
         yield server
 

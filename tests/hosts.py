@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
@@ -26,6 +27,25 @@ def cheap_key_files(patch: pytest.MonkeyPatch) -> None:
     """Make new key files with the least Argon2id that the format allows; a store is then opened in no time."""
     for name, value in {"_MEMORY_KIB": 8, "_PASSES": 1, "_LANES": 1}.items():
         patch.setattr(keyfile, name, value)
+
+
+def cheap_key_files_of_commands(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Do the same in the Pythons that a test starts: commands, and the snippets of a page."""
+    (folder / "sitecustomize.py").write_text(
+        "from sovstore.kms import keyfile\nkeyfile._MEMORY_KIB, keyfile._PASSES, keyfile._LANES = 8, 1, 1\n"
+    )
+    patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+def quick_retries(patch: pytest.MonkeyPatch) -> None:
+    """Let the SDKs of S3 and Azure ask again as often as ever, and wait less before: waiting shows nothing."""
+    from botocore.retries.standard import ExponentialBackoff
+
+    from sovstore.backends import azure_client
+
+    patch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.02)
+    patch.setattr(azure_client, "_BACKOFF_S", 0.02)
+    patch.setattr(azure_client, "_BACKOFF_MAX_S", 0.1)
 
 
 class Host:

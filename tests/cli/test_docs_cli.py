@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import cheap_key_files_of_commands
+
 _PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 _MARK = "---- exit code "
 
@@ -34,7 +36,8 @@ def _pattern(expected):
     return "".join(lines)
 
 
-def test_the_examples_of_the_page(tmp_path):
+def test_the_examples_of_the_page(tmp_path, tmp_path_factory, monkeypatch):
+    cheap_key_files_of_commands(monkeypatch, tmp_path_factory.mktemp("cheap"))
     examples = _examples()
     assert len(examples) > 40
     script = "".join(f"{command}\necho '{_MARK}'$?\n" for command, _ in examples)
@@ -47,7 +50,6 @@ def test_the_examples_of_the_page(tmp_path):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PATH": path},
-        timeout=120,
         start_new_session=True,
     )
     printed = re.split(rf"^{_MARK}(\d+)\n", ran.stdout, flags=re.MULTILINE)

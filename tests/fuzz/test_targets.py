@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sovstore.errors import SovstoreError
+from tests import stress
 from tests.fuzz.target import MOST_BYTES, MOST_S, Finding, Target, peak, processor_time
 from tests.fuzz.targets import TARGETS
 
 _REGRESSIONS = Path(__file__).parent / "regressions"
 _NAMES = sorted(TARGETS)
 #: How often what was too slow is tried again, and how many bombs have their memory measured.
-_TRIES, _MEASURED = 3, 3
+_TRIES, _MEASURED = 3, stress.amount(1, 3)
 
 
 @st.composite
@@ -140,6 +141,7 @@ def test_seeds_reach_what_they_are_for(name: str) -> None:
     assert type(None) in outcomes
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", _NAMES)
 def test_bombs(name: str) -> None:
     """No input that a reader would take costs more than a second or 64 MiB.

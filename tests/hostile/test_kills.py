@@ -16,12 +16,10 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from botocore.loaders import JSONFileLoader
 
 from sovstore import keyset_copies, keyset_lock, keysets, rotation
 from sovstore.cli import main
@@ -179,9 +177,6 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
         yield run
 
 
-_model = cache(partial(JSONFileLoader.load_file, JSONFileLoader()))
-
-
 @pytest.fixture
 def site(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Zygote
@@ -192,8 +187,6 @@ def site(
     monkeypatch.setattr(keyset_lock, "SWEPT", timedelta(0))
     settings: dict[str, Any] = {}
     if request.param == "ceph":
-        # Each client would read the SDK's model of S3 anew, for longer than all that it does here.
-        monkeypatch.setattr(JSONFileLoader, "load_file", lambda _, path: _model(path))
         # Parts as small as Ceph takes them.
         server = request.getfixturevalue("s3_server")
         settings = on_s3(server, options={"part_size": 5 * MIB})

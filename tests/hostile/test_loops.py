@@ -25,7 +25,7 @@ pytestmark = pytest.mark.stress
 
 DATA = content((0, 0, 90_000))
 #: Loops one after the other, in every run and under stress.
-LOOPS = {"local": (200, 5000), "memory": (200, 5000), "s3": (60, 2000), "azurite": (60, 2000)}
+LOOPS = {"local": (100, 5000), "memory": (100, 5000), "s3": (30, 2000), "azurite": (30, 2000)}
 SERVERS = {"s3": ("s3_server", on_s3), "azurite": ("azurite_server", on_azure)}
 EVERYWHERE = [pytest.param(name, marks=[pytest.mark.server(name)] if name in SERVERS else []) for name in LOOPS]
 

@@ -58,6 +58,7 @@ from sovstore.testing.backend import collect, everything, put
 from tests.servers import azurite
 from tests.servers.faults import LISTINGS, OBJECTS, Faults
 from tests.servers.ports import free_ports
+from tests.stress import is_long
 
 MIB = 2**20
 HEAD = b"H" * 128
@@ -70,14 +71,14 @@ def container(azurite_server):
 
 @pytest.fixture(autouse=True)
 def _short_waits(request, monkeypatch):
-    if "real_waits" not in request.fixturenames:
+    if "real_waits" not in request.fixturenames or not is_long():
         monkeypatch.setattr(azure_client, "_BACKOFF_S", 0.02)
         monkeypatch.setattr(azure_client, "_BACKOFF_MAX_S", 0.3)
 
 
 @pytest.fixture
 def real_waits():
-    """Keep the waits between retries as they are."""
+    """In the long form, keep the waits between retries as they are."""
 
 
 @pytest.fixture
@@ -654,7 +655,10 @@ def test_over_tls_connections_are_kept(azurite_faults, place, azurite_server):
     use(place(faulty.server, ca_file=str(faulty.server.ca_file)), work)
 
 
+@pytest.mark.stress
 def test_a_host_that_refuses_connections(monkeypatch, real_waits):
+    if not is_long():
+        monkeypatch.setattr(loop, "_TRIES_WITHIN_S", 1)
     (port,) = free_ports(1)
     monkeypatch.setenv("AZURE_STORAGE_KEY", "QUJD")
     began = time.monotonic()
@@ -856,7 +860,7 @@ def hostile(answer):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/acc", asked
         finally:

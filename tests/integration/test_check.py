@@ -15,11 +15,26 @@ import pytest
 
 from sovstore.backends import providers, s3_probe
 from sovstore.backends.base import Place
+from sovstore.backends.parts import PART
 from sovstore.backends.registry import open_backend
-from sovstore.check import check
+from sovstore.check import check, trials
 from sovstore.check.tls import check_tls
 from sovstore.errors import StoreError
 from tests.servers.facts import CEPH, MOTO
+from tests.stress import is_long
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(request, monkeypatch):
+    """Two parts will do; in the long form, and where a host is measured as it is, they are of the usual number."""
+    if not is_long() and "usual_parts" not in request.fixturenames:
+        monkeypatch.setattr(trials, "LARGE", PART + 300_000)
+
+
+@pytest.fixture
+def usual_parts():
+    """Let the check write objects of the size that it writes for a user."""
+
 
 _SECRET = "canary-secret-key-77ab"
 #: shared/reference/backends.md, section 1
@@ -74,7 +89,7 @@ def _run(place, **options):
 # What is measured
 
 
-def test_ceph_keeps_what_is_known_of_it(s3_server):
+def test_ceph_keeps_what_is_known_of_it(s3_server, usual_parts):
     steps = []
     report = _run(_s3_place(s3_server), progress=steps.append)
     assert _kept(report) == _ON_CEPH
@@ -102,7 +117,7 @@ def test_over_tls(s3_server):
     assert report.probe.ability("checksums").value is False
 
 
-def test_moto_keeps_what_is_known_of_it(moto_server):
+def test_moto_keeps_what_is_known_of_it(moto_server, usual_parts):
     # It looks first and writes then, on many threads: now and then a race has two winners, and the check says so.
     for _ in range(5):
         report = _run(_s3_place(moto_server, MOTO))
@@ -120,7 +135,7 @@ def test_moto_keeps_what_is_known_of_it(moto_server):
 
 
 @pytest.mark.parametrize("transport", [None, "obstore"])
-def test_azurite_keeps_all(azurite_server, monkeypatch, transport):
+def test_azurite_keeps_all(azurite_server, monkeypatch, transport, usual_parts):
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azurite_server.connection_string)
     container = azurite_server.create_container(f"c{uuid4().hex[:12]}")
     place = Place(providers.catalogue()["azurite"], f"{container}/root", transport=transport)

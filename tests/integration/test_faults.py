@@ -21,7 +21,7 @@ from sovstore.errors import (
 )
 from sovstore.filesystem import SovFileSystem
 from tests import stress
-from tests.hosts import cheap_key_files
+from tests.hosts import cheap_key_files, quick_retries
 from tests.servers.faults import OBJECTS, Faults
 from tests.stores import make_store, on_azure, on_s3, open_fs
 
@@ -29,8 +29,9 @@ MIB = 2**20
 #: Seconds that the store allows for one request, and that a test allows for one operation of several requests.
 TIMEOUT_S, ALLOWED_S = 15, 60
 #: The same where nothing will ever succeed.
-HOPELESS_S = 1
-SMALL, LARGE = 100_000, 20 * MIB + 12345
+HOPELESS_S = stress.amount(1, 2)
+#: The large one is sent in several parts.
+SMALL, LARGE = 100_000, stress.amount(9, 20) * MIB + 12345
 HOSTS = ("s3", "azurite")
 
 
@@ -41,13 +42,24 @@ def content(size: int, seed: int = 0) -> bytes:
 class Faulty:
     """A store at a healthy host, and the same store through a proxy."""
 
-    def __init__(self, healthy: SovFileSystem, file: Path, server: Any, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, healthy: SovFileSystem, file: Path, server: Any, patch: pytest.MonkeyPatch, timeout_s: int
+    ) -> None:
         self.healthy = healthy
         for name, value in _address(server).items():
             patch.setenv(name, value)
-        self.fs = open_fs(file)
+        # Not the instance that is healthy: what leads to the proxy is no argument of it.
+        self.fs = open_fs(file, skip_instance_cache=True)
         # The keyset and the connection are there before the trouble begins.
         self.fs.ls("")
+        # Now, as the option `timeout` would: opening takes longer than what is hopeless has to.
+        self.fs._sync(self._limit, timeout_s)
+
+    async def _limit(self, timeout_s: int) -> None:
+        backend: Any = self.fs.store.backend
+        client = backend.client if hasattr(backend, "client") else backend._client
+        assert client.timeout > timeout_s
+        client.timeout = timeout_s
 
     def attempt(self, work: Callable[[], Any]) -> Any:
         """Return what an operation returns, or the typed error that it raised; it has to end in time."""
@@ -84,6 +96,12 @@ def _collected() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not stress.is_long():
+        quick_retries(monkeypatch)
+
+
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.server(name)) for name in HOSTS])
 def host(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -109,8 +127,7 @@ def behind(
     healthy.ls("")
 
     def opened(server: Any, timeout_s: int = TIMEOUT_S) -> Faulty:
-        monkeypatch.setenv("SOVSTORE_STORES__COHORTES__OPTIONS", f"{{timeout = {timeout_s}}}")
-        return Faulty(healthy, file, server, monkeypatch)
+        return Faulty(healthy, file, server, monkeypatch, timeout_s)
 
     return opened
 

@@ -20,7 +20,7 @@ import pytest
 import sovstore
 from sovstore.migration import Silent
 from tests import stress
-from tests.hosts import cheap_key_files
+from tests.hosts import cheap_key_files, quick_retries
 from tests.servers.faults import Faults
 from tests.stores import describe_twin, make_store, on_azure, on_s3, open_fs
 
@@ -135,6 +135,7 @@ def test_a_fifth_of_all_requests_fails_at_both_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All is there in the end, or the report says of each object that is not why, and the next run brings it."""
+    quick_retries(monkeypatch)
     clear, sealed = on_azure(azurite_server, prefix="warehouse"), on_s3(s3_server, options={"timeout": 15})
     for place in (clear, sealed):
         for name, value in place.pop("environment").items():

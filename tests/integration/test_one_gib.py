@@ -17,7 +17,7 @@ from tests.stores import make_store, open_fs
 from tests.stress import amount
 
 MIB = 2**20
-SIZE = amount(256, 1024) * MIB
+SIZE = amount(128, 1024) * MIB
 
 
 @pytest.mark.stress

@@ -33,7 +33,7 @@ from sovstore.errors import (
     StoreUnavailableError,
 )
 from sovstore.testing.backend import everything, put
-from tests.hosts import cheap_key_files
+from tests.hosts import cheap_key_files, quick_retries
 from tests.servers.facts import CEPH, MOTO
 from tests.servers.faults import LISTINGS, Faults
 from tests.stores import make_store, on_s3, open_fs
@@ -153,6 +153,7 @@ def test_an_upload_that_cannot_begin_harms_nothing(s3_faults: Any, trouble: str,
             return await real(what, operation, **arguments)
 
         if trouble == "refused":
+            quick_retries(monkeypatch)
             through.proxy.faults = Faults(busy=True, methods=("POST",), target=r"\?uploads")
         else:
             monkeypatch.setattr(backend.client, "call", call)
@@ -509,7 +510,7 @@ def test_listings_that_lie(lie: str) -> None:
                 pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         keys = {"key": "id", "secret": "secret", "timeout": 10, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
         place = Place(CEPH, "bucket/root", endpoint=f"http://127.0.0.1:{server.server_port}", options=keys)
         run(place, use)
@@ -583,8 +584,9 @@ def test_what_goes_wrong_is_said(s3_server: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.stress
-@pytest.mark.skipif(not is_long(), reason="left to `make stress`: it waits 20 s")
-def test_an_unreachable_host_fails_soon(s3_server: Any) -> None:
+def test_an_unreachable_host_fails_soon(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_long():
+        quick_retries(monkeypatch)
     start = time.monotonic()
     place = place_at(s3_server)
     place = replace(place, options={**place.options, "endpoint_url": "http://127.0.0.1:1"})

@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 def fake_clever(directory: Path) -> Iterator[FakeClever]:
     """Run the fake on loopback, over TLS with a certificate in `directory`."""
     fake = FakeClever(directory)
-    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield fake

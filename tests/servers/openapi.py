@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml  # type: ignore[import-untyped]  # ships no types
 from referencing import Registry
 from referencing.jsonschema import DRAFT4
 
 _NAME = "urn:openapi"
 _METHODS = ("get", "post", "put", "patch", "delete")
-_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 class Description:
@@ -98,8 +96,11 @@ class Description:
         return self._problems(schema, value)
 
     def _problems(self, schema: Mapping[str, Any], value: object) -> list[str]:
+        # Imported here: that takes seconds, and every process of the tests imports this file.
+        import jsonschema  # type: ignore[import-untyped]  # ships no types
+
         absolute = json.loads(json.dumps(schema).replace('"#/', f'"{_NAME}#/'))
-        validator = jsonschema.Draft4Validator(absolute, registry=self._registry, format_checker=_FORMATS)
+        validator = jsonschema.Draft4Validator(absolute, registry=self._registry, format_checker=_formats())
         # Not the message of jsonschema, which quotes the value.
         return [f"{error.json_path}: {error.validator}" for error in validator.iter_errors(value)]
 
@@ -142,14 +143,15 @@ def _is_jwe(value: str) -> bool:
     return re.fullmatch(r"[\w-]+(\.[\w-]*){3}\.[\w-]+", value, re.ASCII) is not None
 
 
-def _register(name: str, check: Callable[[str], bool]) -> None:
-    def on_text(value: object) -> bool:
-        return not isinstance(value, str) or check(value)
+@functools.cache
+def _formats() -> Any:
+    import jsonschema
 
-    _FORMATS.checks(name, raises=ValueError)(on_text)
+    def on_text(check: Callable[[str], bool]) -> Callable[[object], bool]:
+        return lambda value: not isinstance(value, str) or check(value)
 
-
-_register("uuid", _is_uuid)
-_register("byte", _is_base64)
-_register("jwe-token", _is_jwe)
-_FORMATS.checks("int32")(lambda value: not isinstance(value, int) or -(2**31) <= value < 2**31)
+    formats = jsonschema.FormatChecker(formats=())
+    for name, check in {"uuid": _is_uuid, "byte": _is_base64, "jwe-token": _is_jwe}.items():
+        formats.checks(name, raises=ValueError)(on_text(check))
+    formats.checks("int32")(lambda value: not isinstance(value, int) or -(2**31) <= value < 2**31)
+    return formats

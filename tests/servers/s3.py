@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+
+@functools.cache
+def read_models_once() -> None:
+    """Let all of botocore's sessions share what they read from its files: a client takes a third of the time then."""
+    import botocore.loaders
+
+    loader = botocore.loaders.JSONFileLoader
+    shared = functools.cache(functools.partial(loader.load_file, loader()))
+    loader.load_file = lambda self, file_path: shared(file_path)
+    services, known = botocore.loaders.Loader.list_available_services, {}
+
+    def list_available_services(self: Any, type_name: str) -> Any:
+        key = (type_name, *self.search_paths)
+        if key not in known:
+            known[key] = services(self, type_name)
+        return known[key]
+
+    botocore.loaders.Loader.list_available_services = list_available_services
 
 
 @dataclass(frozen=True, slots=True)

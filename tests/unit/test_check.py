@@ -11,13 +11,26 @@ import pytest
 from sovstore.backends import providers
 from sovstore.backends.base import Place
 from sovstore.backends.local import LocalBackend
+from sovstore.backends.parts import PART
 from sovstore.backends.probe import judge, measure
 from sovstore.backends.registry import open_backend
-from sovstore.check import check
+from sovstore.check import check, trials
 from sovstore.check.tls import check_tls
 from sovstore.errors import StoreError
 
 _S3 = providers.catalogue()["s3"]
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(request, monkeypatch):
+    """Two parts will do where it is not all of them that are looked at."""
+    if "usual_parts" not in request.fixturenames:
+        monkeypatch.setattr(trials, "LARGE", PART + 300_000)
+
+
+@pytest.fixture
+def usual_parts():
+    """Let the check write objects of the size that it writes for a user."""
 
 
 def _run(place):
@@ -38,13 +51,13 @@ def _found(report, check_name):
     return next(finding for finding in report.findings if finding.check == check_name)
 
 
-def test_a_folder_of_this_machine(tmp_path):
+def test_a_folder_of_this_machine(tmp_path, usual_parts):
     report = _run(Place(providers.catalogue()["local"], str(tmp_path / "root")))
     assert set(_results(report).values()) == {"ok"}
     assert not list((tmp_path / "root").iterdir())
 
 
-def test_memory():
+def test_memory(usual_parts):
     report = _run(Place(providers.catalogue()["memory"], "/checked"))
     assert report.ok
     assert {name for name, result in _results(report).items() if result == "missing"} == {
@@ -52,7 +65,7 @@ def test_memory():
     }
 
 
-def test_any_fsspec_filesystem(tmp_path):
+def test_any_fsspec_filesystem(tmp_path, usual_parts):
     report = _run(Place(providers.catalogue()["fsspec"], str(tmp_path / "root"), protocol="file"))
     assert report.ok
 

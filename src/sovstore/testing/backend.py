@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -46,6 +47,7 @@ async def collect(listing: AsyncIterator[Stat]) -> dict[str, Stat]:
     return {entry.name: entry async for entry in listing}
 
 
+@functools.lru_cache(maxsize=4)
 def _large(seed: int = 0) -> bytes:
     """Return bytes that a driver has to send in several parts; no two places of them look alike."""
     return random.Random(seed).randbytes(20 * 2**20 + 12345)  # noqa: S311  # nosec B311  # must be the same each time
