@@ -71,7 +71,9 @@ def _objects(omop: Path) -> dict[str, tuple[int, bytes | None]]:
 
 
 def _made(path: str, size: int) -> bytes:
-    return random.Random(path).randbytes(size)
+    dice = random.Random(path)
+    # Not at once: it takes a number of bits that fits into an int of C.
+    return b"".join(dice.randbytes(min(MIB, size - start)) for start in range(0, size, MIB))
 
 
 def _content(path: str, expected: tuple[int, bytes | None]) -> bytes:
