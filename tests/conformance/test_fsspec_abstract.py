@@ -10,6 +10,7 @@ import fsspec.tests.abstract as abstract
 import pytest
 
 from tests import stress
+from tests.hosts import cheap_key_files
 from tests.stores import make_store, on_azure, on_s3, open_fs
 
 #: Tests of the suite per filesystem in fsspec 2026.9: a smaller number would mean that some are not collected.
@@ -34,6 +35,7 @@ class _Fixtures(abstract.AbstractFixtures):
     def fs(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
         folder = tmp_path_factory.mktemp("abstract")
         with pytest.MonkeyPatch.context() as patch:
+            cheap_key_files(patch)
             patch.setenv("XDG_STATE_HOME", str(folder))
             settings = cls.place(request)
             for name, value in settings.pop("environment", {}).items():
