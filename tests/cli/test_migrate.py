@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.stores import make_store, open_fs
+from tests.stores import describe_twin, make_store, open_fs
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +162,16 @@ def test_into_another_store(cli, config, fs, tmp_path):
     assert ran.code == 0
     assert "reencrypt" in ran.err
     assert open_fs(config, "archive").cat_file("old/a") == b"a"
+
+
+def test_a_byte_copy_at_one_host(cli, config, fs, tmp_path):
+    describe_twin(config, tmp_path)
+    fs.pipe({"2026/a": b"a", "b": b""})
+    ran = cli("migrate", "sov://cohortes/", "sov://twin/", "--no-keys", "--report", tmp_path / "report.json")
+    assert ran.code == 0
+    assert "\nmoved 4 objects, " in ran.err
+    assert "; 4 of them copied at the host\n" in ran.err
+    assert json.loads((tmp_path / "report.json").read_text())["moved"]["at_host"] == 4
 
 
 def test_in_processes_of_this_machine(cli, config, clear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -140,13 +141,45 @@ def test_which_objects(file, plain):
     assert set(_read(file, "cohortes")) == taken
 
 
+class _Counts(Silent):
+    def __init__(self) -> None:
+        self.size = 0
+
+    def advance(self, size: int) -> None:
+        self.size += size
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_the_host_copies_counts_as_what_is_sent(refused, file, plain, tmp_path, monkeypatch):
+    """For the progress and for `--limit`; and the report says how many were copied, not how many could have been."""
+    _migrate(plain, "sov://cohortes/", file)
+    describe_twin(file, tmp_path)
+    taken, counts = [], _Counts()
+    take = moving.Throttle.take
+
+    async def noted(self, size):
+        taken.append(size)
+        await take(self, size)
+
+    def another_file_system(*_):
+        raise OSError(errno.EXDEV, "across two")
+
+    monkeypatch.setattr(moving.Throttle, "take", noted)
+    if refused:
+        monkeypatch.setattr(os, "copy_file_range", another_file_system)
+    report = _migrate("sov://cohortes/", "sov://twin/", file, watcher=counts)
+    assert (report.failures.count, report.at_host) == (0, 0 if refused else report.moved)
+    assert sum(taken) == counts.size == report.moved_size == report.plan.size
+    assert not list((tmp_path / "twin" / ".sovstore" / "tmp").iterdir())
+
+
 # Runs after the first
 
 
 def _commits(monkeypatch):
     """Note what is made visible at any local host."""
     noted = []
-    upload, copy_from = LocalBackend.upload, LocalBackend.copy_from
+    upload = LocalBackend._upload
 
     async def noting(self, name, **options):
         made = await upload(self, name, **options)
@@ -159,12 +192,7 @@ def _commits(monkeypatch):
         made.commit = committed
         return made
 
-    async def copied(self, origin, source, target, **options):
-        await copy_from(self, origin, source, target, **options)
-        noted.append(target)
-
-    monkeypatch.setattr(LocalBackend, "upload", noting)
-    monkeypatch.setattr(LocalBackend, "copy_from", copied)
+    monkeypatch.setattr(LocalBackend, "_upload", noting)
     return noted
 
 

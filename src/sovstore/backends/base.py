@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -240,30 +240,41 @@ class Backend(ABC):
             When the source has not, or not any more, the ETag `etag`. Nothing has changed then.
         """
 
-    def copies_from(self, origin: Backend, size: int) -> bool:  # noqa: ARG002  # for those that can
-        """Return whether `copy_from` takes an object from another root, and its bytes do not pass through here.
+    async def copy_from(
+        self,
+        origin: Backend,  # noqa: ARG002  # for hosts that can
+        source: str,  # noqa: ARG002
+        target: str,  # noqa: ARG002
+        *,
+        size: int,  # noqa: ARG002
+        etag: str,  # noqa: ARG002
+        create: bool = False,  # noqa: ARG002
+        told: Callable[[int], None],  # noqa: ARG002
+    ) -> Upload | None:
+        """Have the host copy an object of another root as it is, and return the write of it, which is complete.
+
+        Its bytes do not pass through this process. None where the host does not copy such an object, or refuses to:
+        nothing is left of it then, and the caller sends the bytes. `Upload.write` MUST NOT be called.
 
         Parameters
         ----------
         origin : Backend
-            At the same host, with the same credentials.
-        size : int
-            Bytes of the object.
-        """
-        return False
+            At the same host, with the same credentials: the caller knows.
+        source, target : str
+            Below the root of `origin`, and below this one.
+        size, etag : int, str
+            Of the version that is meant.
+        create : bool
+            As `upload`.
+        told : callable
+            Told of bytes that are copied, in the thread of the running loop.
 
-    async def copy_from(
-        self,
-        origin: Backend,
-        source: str,
-        target: str,
-        *,
-        head: bytes,
-        etag: str | None = None,
-        create: bool = False,
-    ) -> None:
-        """As `copy`, but `source` is below another root, for which `copies_from` has said yes."""
-        raise NotImplementedError
+        Raises
+        ------
+        ObjectChangedError
+            When the source has not, or not any more, this ETag. Nothing is left then.
+        """
+        return None
 
     async def delete_match(self, name: str, etag: str) -> None:
         """Delete one object that has not changed since it had the ETag `etag`.

@@ -37,8 +37,12 @@ from sovstore.errors import (
 
 #: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
 _SLICE = 2**24
+#: Bytes of a copy from another root between two looks at whether it is still wanted.
+_STEP = 2**28
 _THREADS = 4
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
+#: What the system says when it does not copy: not on this file system, or not across two.
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Opening waits for nobody (a pipe would) and follows no link.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -233,6 +237,9 @@ class LocalBackend(Backend):
     ) -> Upload:
         """Return a write that goes to a temporary file of the same file system."""
         del size
+        return await self._upload(name, create=create, if_match=if_match)
+
+    async def _upload(self, name: str, *, create: bool, if_match: str | None = None) -> _LocalUpload:
         make = partial(_LocalUpload, self._root, name, self._run, create=create, if_match=if_match)
         making = asyncio.ensure_future(self._run(make))
         try:
@@ -300,34 +307,14 @@ class LocalBackend(Backend):
         self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
     ) -> None:
         """Copy a file with its head replaced; the system shares the blocks where it can."""
-        await self._run(partial(self._copy, self, source, target, head, etag, create=create))
+        await self._run(partial(self._copy, source, target, head, etag, create=create))
 
-    def copies_from(self, origin: Backend, size: int) -> bool:  # noqa: ARG002  # as `Backend`
-        """Return whether an object of another root is a file too."""
-        return isinstance(origin, LocalBackend)
-
-    async def copy_from(
-        self,
-        origin: Backend,
-        source: str,
-        target: str,
-        *,
-        head: bytes,
-        etag: str | None = None,
-        create: bool = False,
-    ) -> None:
-        """Copy from another folder, as `copy`."""
-        assert isinstance(origin, LocalBackend)  # noqa: S101  # nosec B101  # `copies_from` has said so
-        await self._run(partial(self._copy, origin, source, target, head, etag, create=create))
-
-    def _copy(
-        self, origin: LocalBackend, source: str, target: str, head: bytes, etag: str | None, *, create: bool
-    ) -> None:
+    def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
         with _mapped(source):
-            descriptor = os.open(origin._path(source), _READ)
+            descriptor = os.open(self._path(source), _READ)
         status = os.fstat(descriptor)
         # In place, whatever somebody wrote while it was copied must stay.
-        if_match = _etag(status) if origin is self and source == target else None
+        if_match = _etag(status) if source == target else None
         try:
             upload = _LocalUpload(self._root, target, self._run, create=create, if_match=if_match)
         except BaseException:
@@ -338,13 +325,41 @@ class LocalBackend(Backend):
                 raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
             upload.write_now(head)
             # The descriptor pins the file: whoever replaces the name now leaves these bytes alone.
-            upload.copy_from(descriptor, len(head), status.st_size)
+            upload.append_now(descriptor, len(head), status.st_size)
             upload.commit_now()
         except BaseException:
             upload.abort_now()
             raise
         finally:
             os.close(descriptor)
+
+    async def copy_from(
+        self,
+        origin: Backend,
+        source: str,
+        target: str,
+        *,
+        size: int,
+        etag: str,
+        create: bool = False,
+        told: Callable[[int], None],
+    ) -> Upload | None:
+        """Copy a file of another folder inside the system, which shares the blocks where it can."""
+        if not isinstance(origin, LocalBackend):
+            return None
+        upload = await self._upload(target, create=create)
+        try:
+            # A step at a time, so that whoever gives up waits for no more than that.
+            for start in range(0, size, _STEP):
+                end = min(start + _STEP, size)
+                if not await self._run(partial(upload.copy_now, origin, source, etag, start, end)):
+                    await upload.abort()
+                    return None
+                told(end - start)
+        except BaseException:
+            await upload.abort()
+            raise
+        return upload
 
     async def make_folder(self, name: str) -> None:
         """Make a folder and its parents."""
@@ -368,6 +383,17 @@ class LocalBackend(Backend):
                 continue
             swept += beside.delete_if_dead(self._path(entry.name), dry_run=dry_run)
         return swept
+
+
+def _copied(source: int, target: int, start: int, end: int) -> int:
+    """Append bytes [start, end) of one open file to another, inside the system, and return how far it came."""
+    try:
+        while start < end and (n := os.copy_file_range(source, target, end - start, start)):
+            start += n
+    except OSError as exc:
+        if exc.errno not in _NO_COPY:
+            raise
+    return start
 
 
 class _LocalUpload(Upload):
@@ -404,22 +430,31 @@ class _LocalUpload(Upload):
             raise StoreError(f"{self._name}: the write was given up", path=self._name)
         return self._descriptor
 
-    def copy_from(self, descriptor: int, start: int, end: int) -> None:
-        """Append bytes [start, end) of an open file, inside the system."""
-        assert self._descriptor is not None  # noqa: S101  # nosec B101  # only `_copy` calls this, on one it just made
+    def append_now(self, descriptor: int, start: int, end: int) -> None:
+        """Append bytes [start, end) of an open file, inside the system where it can, in this thread."""
         with _mapped(self._name):
-            try:
-                while start < end and (n := os.copy_file_range(descriptor, self._descriptor, end - start, start)):
-                    start += n
-            except OSError as exc:
-                # Not on this file system, or not across two: the bytes go through this process.
-                if exc.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
-                    raise
+            start = _copied(descriptor, self._opened(), start, end)
+            # Not on this file system, or not across two: the bytes go through this process.
             while start < end and (piece := os.pread(descriptor, min(_SLICE, end - start), start)):
                 self.write_now(piece)
                 start += len(piece)
         if start < end:
             raise ObjectChangedError(f"{self._name}: the source was cut while it was copied", path=self._name)
+
+    def copy_now(self, origin: LocalBackend, source: str, etag: str, start: int, end: int) -> bool:
+        """Append bytes [start, end) of a file of some root, in this thread; return False where only a process can."""
+        with self._lock:
+            with _mapped(source):
+                descriptor = os.open(_below(origin._root, source), _READ)
+            try:
+                with _mapped(self._name):
+                    reached = _copied(descriptor, self._opened(), start, end)
+                # Afterwards: somebody may have written into the file meanwhile.
+                if _etag(os.fstat(descriptor)) != etag:
+                    raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
+            finally:
+                os.close(descriptor)
+        return reached == end
 
     async def commit(self) -> None:
         """Sync the file and move it into place."""

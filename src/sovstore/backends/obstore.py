@@ -326,23 +326,22 @@ class ObstoreBackend(LoopBackend):
         """Leave it to the SDK driver: obstore can copy no part of an object."""
         await self.sdk().copy(source, target, head=head, etag=etag, create=create)
 
-    def copies_from(self, origin: Backend, size: int) -> bool:
-        """As the SDK driver."""
-        return isinstance(origin, ObstoreBackend) and self.sdk().copies_from(origin.sdk(), size)
-
     async def copy_from(
         self,
         origin: Backend,
         source: str,
         target: str,
         *,
-        head: bytes,
-        etag: str | None = None,
+        size: int,
+        etag: str,
         create: bool = False,
-    ) -> None:
+        told: Callable[[int], None],
+    ) -> Upload | None:
         """Leave it to the SDK driver, as `copy`."""
-        assert isinstance(origin, ObstoreBackend)  # noqa: S101  # nosec B101  # `copies_from` has said so
-        await self.sdk().copy_from(origin.sdk(), source, target, head=head, etag=etag, create=create)
+        if not isinstance(origin, ObstoreBackend):
+            return None
+        sdk = self.sdk()
+        return await sdk.copy_from(origin.sdk(), source, target, size=size, etag=etag, create=create, told=told)
 
     async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
         """Leave it to the SDK driver: obstore cannot list unfinished uploads."""

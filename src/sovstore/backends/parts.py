@@ -282,7 +282,9 @@ class PartUpload(Upload):
             await self._put(_whole(self._body, self._filled), self._filled)
             self._close_body()
         else:
-            await self._launch_part(len(self._tasks))
+            # Nothing is left over behind parts that the host has copied.
+            if self._filled:
+                await self._launch_part(len(self._tasks))
             await self._finish(await asyncio.gather(*self._tasks))
         self._done = True
 

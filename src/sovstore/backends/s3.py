@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
-from sovstore.backends import s3_probe
+from sovstore.backends import s3_copy, s3_probe
 from sovstore.backends.base import STALE, Backend, Place, Stat, Upload
 from sovstore.backends.loop import LoopBackend, retried
 from sovstore.backends.parts import PART, SLOTS, PartSizes
@@ -28,8 +27,6 @@ from sovstore.errors import (
     StoreUnavailableError,
 )
 
-#: Bytes that the host copies by one `UploadPartCopy`, unless the object would need too many.
-_COPIED_PART = 64 * 2**20
 _DELETES = 16
 #: Pages without an entry, one after the other, after which a listing is taken for one without an end.
 _EMPTY_PAGES = 100
@@ -57,6 +54,7 @@ class S3Backend(LoopBackend):
         prefix = place.root.strip("/").partition("/")[2]
         self.prefix = f"{prefix}/" if prefix else ""
         facts = place.provider
+        self.part_min: int = facts.get("part_min")
         self.sizes = PartSizes(
             min(max(int(place.options.get("part_size", PART)), facts.get("part_min")), facts.get("part_max")),
             facts.get("part_max"),
@@ -251,11 +249,8 @@ class S3Backend(LoopBackend):
         self, source: str, target: str, *, head: bytes, etag: str | None = None, create: bool = False
     ) -> None:
         """Copy at the host, but for the first part, which carries the new head; small objects pass through here."""
-        await self._copied(self, source, target, head, etag, create=create)
-
-    def copies_from(self, origin: Backend, size: int) -> bool:
-        """Return whether an object of another root is large enough to be copied in parts."""
-        return isinstance(origin, S3Backend) and not self._is_small(size)
+        self.after_fork()
+        await self.on_loop(s3_copy.copy(self, source, target, head, etag, create=create))
 
     async def copy_from(
         self,
@@ -263,77 +258,25 @@ class S3Backend(LoopBackend):
         source: str,
         target: str,
         *,
-        head: bytes,
-        etag: str | None = None,
+        size: int,
+        etag: str,
         create: bool = False,
-    ) -> None:
-        """Copy from another bucket or prefix, as `copy`."""
-        assert isinstance(origin, S3Backend)  # noqa: S101  # nosec B101  # `copies_from` has said so
-        await self._copied(origin, source, target, head, etag, create=create)
-
-    async def _copied(
-        self, origin: S3Backend, source: str, target: str, head: bytes, etag: str | None, *, create: bool
-    ) -> None:
+        told: Callable[[int], None],
+    ) -> Upload | None:
+        """Copy from another bucket or prefix at the host, if it is large enough to be copied in parts."""
+        if not isinstance(origin, S3Backend):
+            return None
         self.after_fork()
         origin.after_fork()
-        await self.on_loop(self._copy(origin, source, target, head, etag, create=create))
+        found = Stat(source, size, etag=etag)
+        return await s3_copy.copy_from(self, origin, found, target, create=create, told=told)
 
-    def _is_small(self, size: int) -> bool:
-        """Return whether an object is written by one request: more hosts keep a condition on it."""
-        return size <= max(PART, self._place.provider.get("part_min")) or self.sizes.equal
-
-    async def _copy(
-        self, origin: S3Backend, source: str, target: str, head: bytes, etag: str | None, *, create: bool
-    ) -> None:
-        found = await origin.head(source)
-        if etag is not None and found.etag != etag:
-            raise ObjectChangedError(f"{source}: changed meanwhile", path=source)
-        if_match = found.etag if origin is self and source == target else None
-        upload = S3Upload(self, target, self.sizes.of(found.size, name=target), create=create, if_match=if_match)
-        try:
-            if self._is_small(found.size) or not await self._copy_parts(upload, origin, source, head, found):
-                await self._copy_through(upload, origin, source, head, found)
-        except BaseException:
-            await upload.abort()
-            raise
-
-    async def _copy_through(self, upload: S3Upload, origin: S3Backend, source: str, head: bytes, found: Stat) -> None:
-        """Copy through this process, a little at a time."""
-        await upload.write(head)
-        for start in range(len(head), found.size, PART):
-            await upload.write(await origin.whole(source, start, found, min(start + PART, found.size)))
-        await upload.commit()
-
-    async def whole(self, name: str, start: int, found: Stat, end: int) -> bytes | bytearray:
-        """Return bytes [start, end) of a version that is copied, on the loop of this backend; none is missing."""
-        data = await self._read(name, start, end, found.etag) if start < end else b""
+    async def whole(self, found: Stat, start: int, end: int) -> bytes | bytearray:
+        """Return bytes [start, end) of a version that is copied, none of them missing. On the loop of the host."""
+        data = await self._read(found.name, start, end, found.etag) if start < end else b""
         if len(data) != max(0, end - start):
-            raise ObjectChangedError(f"{name}: changed while it was copied", path=name)
+            raise ObjectChangedError(f"{found.name}: changed while it was copied", path=found.name)
         return data
-
-    async def _copy_parts(self, upload: S3Upload, origin: S3Backend, source: str, head: bytes, found: Stat) -> bool:
-        """Let the host copy all but the first part; return False when it does not do that."""
-        first = max(self._place.provider.get("part_min"), len(head))
-        size = max(_COPIED_PART, -(-found.size // (self.sizes.parts_max - 1)))
-        borders = [*range(first, found.size, min(size, self.sizes.part_max)), found.size]
-        await upload.begin()
-        await upload.add_bytes(head + await origin.whole(source, len(head), found, first))
-        try:
-            for start, end in pairwise(borders):
-                await upload.add_copy(origin.client.bucket, origin.prefix + source, start, end, found.etag)
-            receipts = await upload.sent()
-        except StoreError as exc:
-            # Credentials may be for one bucket to read and for the other to write, and for no copy between them.
-            if http_status(exc) not in ((400, 405, 501) if origin is self else (400, 403, 404, 405, 501)):
-                raise
-            await upload.restart()
-            return False
-        # Hosts that ignore the condition on a part copy could have mixed two versions: neither would open. What is
-        # written between this look and the completion is lost where the host keeps no condition on the completion.
-        if (await origin.head(source)).etag != found.etag:
-            raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
-        await upload.finish(receipts)
-        return True
 
     # Keeping order
 

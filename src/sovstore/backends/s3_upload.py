@@ -108,7 +108,7 @@ class S3Upload(PartUpload):
         self._upload_id = token
         return [found[number] for number in takewhile(found.__contains__, count(1))]
 
-    # Copying at the host, for `S3Backend.copy`
+    # Copying at the host, for `s3_copy`
 
     async def begin(self) -> None:
         """Start an upload in parts, whatever its size."""
@@ -119,39 +119,38 @@ class S3Upload(PartUpload):
         """Send one part."""
         await self._launch(self._send(len(self._tasks), bytearray(data), len(data)))
 
-    async def add_copy(self, bucket: str, key: str, start: int, end: int, etag: str | None) -> None:
-        """Let the host copy bytes [start, end) of the object `key` of a bucket as one part."""
+    async def add_copy(
+        self, bucket: str, key: str, start: int, end: int, etag: str | None, told: Callable[[int], None]
+    ) -> None:
+        """Let the host copy bytes [start, end) of the object `key` of a bucket as one part; tell when it has."""
         condition: dict[str, Any] = {}
         if etag is not None and "part_copy:source" in self._host.conditions:
             condition["CopySourceIfMatch"] = self._host.quoted(etag)
         copied = {"CopySource": {"Bucket": bucket, "Key": key}, "CopySourceRange": f"bytes={start}-{end - 1}"}
-        await self._launch(self._copy(len(self._tasks), (end - start) // PART, {**copied, **condition}))
+        await self._launch(self._copy(len(self._tasks), end - start, {**copied, **condition}, told))
 
-    async def _copy(self, number: int, weight: int, copied: dict[str, Any]) -> Any:
-        return await self._host.call(
+    async def _copy(self, number: int, size: int, copied: dict[str, Any], told: Callable[[int], None]) -> Any:
+        receipt = await self._host.call(
             self.name,
             "upload_part_copy",
             pick=lambda reply: reply["CopyPartResult"]["ETag"],
             UploadId=self._upload_id,
             PartNumber=number + 1,
-            weight=weight,
+            weight=size // PART,
             **copied,
         )
+        told(size)
+        return receipt
 
-    async def sent(self) -> Sequence[Any]:
-        """Wait for all parts and return their receipts."""
-        return await asyncio.gather(*self._tasks)
+    async def sent(self) -> None:
+        """Wait for all parts."""
+        await asyncio.gather(*self._tasks)
 
     async def restart(self) -> None:
         """Forget all that was sent; the next `write` begins anew."""
         await self._abort()
         self._tasks.clear()
         self._begun = self._done = False
-
-    async def finish(self, receipts: Sequence[Any]) -> None:
-        """Make the object visible."""
-        await self._finish(receipts)
-        self._done = True
 
     # Conditions
 

@@ -20,7 +20,6 @@ from sovstore.errors import (
     StoreError,
 )
 from sovstore.format.body import OVERHEAD, plain_size
-from sovstore.format.header import HEADER
 from sovstore.format.names import RESERVED
 from sovstore.migration.sides import SMALL, Found, Pieces, Side, Sink, Source
 
@@ -76,9 +75,9 @@ class _Ranges(Source):
 class _Written(Sink):
     """Writes an object to a backend as it is."""
 
-    def __init__(self, upload: Upload) -> None:
+    def __init__(self, upload: Upload, front: bytes | bytearray = b"") -> None:
         self._upload = upload
-        self._front = bytearray()
+        self._front = bytearray(front)
 
     async def pour(self, pieces: Pieces) -> int:
         total = 0
@@ -103,35 +102,6 @@ class _Written(Sink):
 
     async def abort(self) -> None:
         await self._upload.abort()
-
-
-class _AtHost(Sink):
-    """Has the host copy an object, when it is committed."""
-
-    at_host = True
-
-    def __init__(self, backend: Backend, name: str, source: _Ranges, *, create: bool) -> None:
-        self._backend, self._name, self._source, self._create = backend, name, source, create
-        self._front = b""
-
-    async def pour(self, pieces: Pieces) -> int:  # noqa: ARG002  # none passes through here
-        self._front = bytes(
-            await self._source.backend.read(self._source.name, 0, OVERHEAD, etag=self._source.found.etag)
-        )
-        return self._source.found.size
-
-    def version(self) -> bytes | None:
-        return self._front
-
-    async def commit(self) -> None:
-        source, head = self._source, self._front[:HEADER]
-        # The head is what makes a host cut the copy as a write would have cut it: a later rename stays cheap.
-        await self._backend.copy_from(
-            source.backend, source.name, self._name, head=head, etag=source.found.etag, create=self._create
-        )
-
-    async def abort(self) -> None:
-        """Do nothing: a copy that fails leaves nothing."""
 
 
 class _Bare(Side):
@@ -164,7 +134,10 @@ class _Bare(Side):
         name, size = self.join(path), source.found.size
         if not replace and size > SMALL and await self.find(path) is not None:
             raise ObjectExistsError(f"{name}: exists already", path=name)
-        return self._sink(await self._backend.upload(name, create=not replace, size=size))
+        return await self._made(name, source, create=not replace)
+
+    async def _made(self, name: str, source: Source, *, create: bool) -> Sink:
+        return self._sink(await self._backend.upload(name, create=create, size=source.found.size))
 
     def _sink(self, upload: Upload) -> _Written:
         return _Written(upload)
@@ -279,19 +252,15 @@ class Raw(_Bare):
     def _sink(self, upload: Upload) -> _Written:
         return _RawSink(upload)
 
-    async def create(self, path: str, source: Source, *, replace: bool) -> Sink:
-        """Return a write, or a copy that the host makes where both lie at one."""
-        if not isinstance(source, _Ranges) or not self._copies(source):
-            return await super().create(path, source, replace=replace)
-        if not replace and await self.find(path) is not None:
-            raise ObjectExistsError(f"{path}: exists already", path=path)
-        return _AtHost(self._backend, path, source, create=not replace)
-
-    def _copies(self, source: _Ranges) -> bool:
-        """Return whether the host of both ends copies an object itself, by the same credentials."""
-        if replaced(source.place, root="") != replaced(self.place, root=""):
-            return False
-        return source.found.size >= OVERHEAD and self._backend.copies_from(source.backend, source.found.size)
+    async def _made(self, name: str, source: Source, *, create: bool) -> Sink:
+        # At one host, by the same credentials; and a version that is known by more than its size and time.
+        if (
+            isinstance(source, _Ranges)
+            and source.found.etag is not None
+            and replaced(source.place, root="") == replaced(self.place, root="")
+        ):
+            return _AtHost(self._backend, name, source, create=create)
+        return await super()._made(name, source, create=create)
 
 
 class _RawSink(_Written):
@@ -301,3 +270,38 @@ class _RawSink(_Written):
 
     def version(self) -> bytes | None:
         return bytes(self._front)
+
+
+class _AtHost(Sink):
+    """Has the host copy an object; where it does not, the bytes are sent."""
+
+    def __init__(self, backend: Backend, name: str, source: _Ranges, *, create: bool) -> None:
+        self._backend, self._name, self._source, self._create = backend, name, source, create
+        self._write: _RawSink | None = None
+
+    async def pour(self, pieces: Pieces) -> int:
+        found = self._source.found
+        assert found.etag is not None  # noqa: S101  # nosec B101  # else `Raw` would not have made it
+        where = (self._source.backend, self._source.name, self._name)
+        front = await self._source.backend.read(self._source.name, 0, OVERHEAD, etag=found.etag)
+        copied = await self._backend.copy_from(
+            *where, size=found.size, etag=found.etag, create=self._create, told=self.told
+        )
+        if copied is not None:
+            self.at_host, self._write = True, _RawSink(copied, front)
+            return found.size
+        upload = await self._backend.upload(self._name, create=self._create, size=found.size)
+        self._write = _RawSink(upload)
+        self._write.began = self.began
+        return await self._write.pour(pieces)
+
+    def version(self) -> bytes | None:
+        return None if self._write is None else self._write.version()
+
+    async def commit(self) -> None:
+        assert self._write is not None  # noqa: S101  # nosec B101  # `pour` comes first
+        await self._write.commit()
+
+    async def abort(self) -> None:
+        if self._write is not None:
+            await self._write.abort()

@@ -215,6 +215,7 @@ class Mover:
             return states.LEFT
         source = await self._opened(path, expected)
         sink, start = await self._sink(path, row.name, source, replace=replacing)
+        sink.told = self._watcher.advance
         try:
             size = start + await sink.pour(self._throttled(source, start))
             if size != source.found.size:
@@ -228,11 +229,12 @@ class Mover:
             await sink.abort()
             raise
         self._journal.done(row.name, source.found, sink.version() or await self._dest.version(path))
-        if sink.at_host:
-            self._watcher.advance(size)
-            self.at_host += 1
         self.moved += 1
         self.moved_size += size
+        if sink.at_host:
+            self.at_host += 1
+            # It is there already: those that follow wait for it.
+            await self._throttle.take(size)
         return states.DONE
 
     async def _sink(self, path: str, name: str, source: Source, *, replace: bool) -> tuple[Sink, int]:

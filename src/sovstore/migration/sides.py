@@ -84,10 +84,12 @@ class Source(ABC):
 class Sink(ABC):
     """One object that is being written."""
 
-    #: Whether the host copies it when it is committed, and nothing passes through this process.
+    #: Whether the host copied it, and nothing passed through this process; settled when `pour` returns.
     at_host = False
     #: Called with what a later process finds the write by, where one can go on with it.
     began: Callable[[str], None] | None = None
+    #: Told of bytes that the host has copied.
+    told: Callable[[int], None]
 
     @abstractmethod
     async def pour(self, pieces: Pieces) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from sovstore.backends.base import Backend, Stat
+from sovstore.backends.base import Backend, Stat, Upload
 from sovstore.errors import (
     IsFolderError,
     ObjectChangedError,
@@ -31,6 +31,15 @@ async def put(backend: Backend, name: str, data: bytes, **conditions: Any) -> No
     try:
         await upload.write(data[: len(data) // 2])
         await upload.write(memoryview(data)[len(data) // 2 :])
+        await upload.commit()
+    except BaseException:
+        await upload.abort()
+        raise
+
+
+async def _committed(upload: Upload | None) -> None:
+    assert upload is not None
+    try:
         await upload.commit()
     except BaseException:
         await upload.abort()
@@ -426,6 +435,35 @@ class BackendTests(Suite):
                 await backend.copy("a", "b", head=b"", etag=etag)
             with pytest.raises(ObjectNotFoundError):
                 await backend.stat("b")
+
+        run(use)
+
+    def test_a_copy_of_another_root(self, run: Callable[..., Any], open_backend: Callable[[], Backend]) -> None:
+        """Where the host copies, it is a write like any other; where it does not, nothing is left of the question."""
+        data, told = _large()[: 9 * 2**20], list[int]()
+
+        async def use(backend: Backend) -> None:
+            origin = open_backend()
+            await put(origin, "a", data)
+            etag = str((await origin.stat("a")).etag)
+            version: dict[str, Any] = {"size": len(data), "etag": etag, "told": told.append}
+            upload = await backend.copy_from(origin, "a", "d/b", **version)
+            if upload is not None:
+                with pytest.raises(ObjectNotFoundError):
+                    await backend.stat("d/b")
+                await upload.commit()
+                assert await everything(backend, "d/b") == data
+                await asyncio.sleep(0)
+                assert sum(told) == len(data)
+                with pytest.raises(ObjectExistsError):
+                    await _committed(await backend.copy_from(origin, "a", "d/b", create=True, **version))
+                await put(origin, "a", b"other")
+                with pytest.raises(ObjectChangedError):
+                    await backend.copy_from(origin, "a", "d/c", **version)
+            found = {n for n, e in (await collect(backend.list("", recursive=True))).items() if not e.folder}
+            assert found - {".sovstore/lock"} == ({"a"} if upload is None else {"a", "d/b"})
+            assert await backend.sweep(timedelta(0), dry_run=True) == 0
+            await origin.close()
 
         run(use)
 
