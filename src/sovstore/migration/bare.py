@@ -75,9 +75,9 @@ class _Ranges(Source):
 class _Written(Sink):
     """Writes an object to a backend as it is."""
 
-    def __init__(self, upload: Upload, front: bytes | bytearray = b"") -> None:
+    def __init__(self, upload: Upload) -> None:
         self._upload = upload
-        self._front = bytearray(front)
+        self._front = bytearray()
 
     async def pour(self, pieces: Pieces) -> int:
         total = 0
@@ -283,12 +283,12 @@ class _AtHost(Sink):
         found = self._source.found
         assert found.etag is not None  # noqa: S101  # nosec B101  # else `Raw` would not have made it
         where = (self._source.backend, self._source.name, self._name)
-        front = await self._source.backend.read(self._source.name, 0, OVERHEAD, etag=found.etag)
         copied = await self._backend.copy_from(
             *where, size=found.size, etag=found.etag, create=self._create, told=self.told
         )
         if copied is not None:
-            self.at_host, self._write = True, _RawSink(copied, front)
+            self.at_host, self._write = True, _RawSink(copied)
+            await self._write.take_front(self._source)
             return found.size
         upload = await self._backend.upload(self._name, create=self._create, size=found.size)
         self._write = _RawSink(upload)
