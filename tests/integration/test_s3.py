@@ -249,7 +249,7 @@ def test_the_host_copies_the_body(server: str, request: pytest.FixtureRequest) -
 def test_the_host_copies_from_another_bucket(server: str, request: pytest.FixtureRequest) -> None:
     through = request.getfixturevalue(f"{server}_faults")()
     facts = CEPH if server == "s3" else MOTO
-    data, other = pattern(30 * MIB), place_at(through.server, facts)
+    data, other = pattern(20 * MIB), place_at(through.server, facts)
 
     async def use(backend: Backend) -> None:
         origin = open_backend(other)
