@@ -199,6 +199,9 @@ class Bench:
         self._rclone, self._host, self._shape, self._folder = rclone(), host, shape, folder
         ours = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         state = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
+        # Compiled once, as it is where it was installed, and not by each process anew.
+        ours.pop("PYTHONDONTWRITEBYTECODE", None)
+        state["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
         tools = {"SOVSTORE_CONFIG": str(folder / "sovstore.toml"), "RCLONE_CONFIG": str(folder / "rclone.conf")}
         self._environment = {**ours, **host.environment, **state, **tools}
         self.cases: dict[str, Case] = {}
