@@ -1,4 +1,4 @@
-"""Azurite, the Azure Blob server of the tests, with its data in memory."""
+"""Azurite, the Azure Blob server of the tests, with its data in memory or on the disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SCRIPT = Path(__file__).parent / "azurite/node_modules/azurite/dist/src/blob/main.js"
 
 # The SDK speaks a newer API version than Azurite knows; what the tests use of it is the same.
-_OPTIONS = ("--silent", "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck")
+_OPTIONS = ("--silent", "--disableTelemetry", "--skipApiVersionCheck")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,17 @@ def missing() -> list[str]:
 
 
 @contextlib.contextmanager
-def start(*, tls: bool = False) -> Iterator[AzuriteServer]:
-    """Run Azurite's blob service on loopback, over plain HTTP or over TLS: a process has only one of them."""
+def start(*, tls: bool = False, on_disk: bool = False) -> Iterator[AzuriteServer]:
+    """Run Azurite's blob service on loopback, over plain HTTP or over TLS: a process has only one of them.
+
+    In memory it takes half of the machine's at most, and deleted data counts for minutes: more than a few GB goes on
+    the disk.
+    """
     with process_group("azurite") as group:
         (port,) = free_ports(1)
         account, key = "sovtest", base64.b64encode(secrets.token_bytes(64)).decode()
         command = ["node", str(_SCRIPT), *_OPTIONS, "--blobHost", LOOPBACK, "--blobPort", str(port)]
+        command += ["--location", str(group.directory / "data")] if on_disk else ["--inMemoryPersistence"]
         ca_file = None
         if tls:
             files = make_certificate(group.directory)
