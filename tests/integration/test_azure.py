@@ -690,6 +690,49 @@ _LIES = [
 ]
 
 
+def test_the_host_copies_from_another_container(azurite_server, azurite_faults, place):
+    """Block list and all, so that a later rename is as cheap; and a lost reply is no other writer."""
+    through = azurite_faults()
+    data = _data(20 * MIB)
+
+    async def work(backend):
+        elsewhere = azurite_server.create_container(f"c{uuid4().hex[:12]}")
+        origin = AzureBackend(place(through.server, root=f"{elsewhere}/other"))
+        await put(origin, "a", data)
+        version = {"size": len(data), "etag": (await origin.stat("a")).etag, "told": lambda size: None}
+        through.proxy.forget()
+        through.proxy.faults = Faults(lose_reply=True, methods=("PUT",), limit=1)
+        upload = await backend.copy_from(origin, "a", "b", create=True, **version)
+        await upload.commit()
+        assert through.proxy.count(fault="lose_reply") == 1
+        assert not [r for r in through.proxy.requests if r.method == "GET"]
+        through.proxy.faults = Faults()
+        assert await everything(backend, "b") == data
+        through.proxy.forget()
+        await backend.copy("b", "b", head=b"H" * 128)
+        assert not [r for r in through.proxy.requests if r.range]
+        assert await everything(backend, "b") == b"H" * 128 + data[128:]
+        again = await backend.copy_from(origin, "a", "b", create=True, **version)
+        with pytest.raises(ObjectExistsError):
+            await again.commit()
+        await again.abort()
+        await origin.close()
+
+    use(place(through.server), work)
+
+
+def test_without_the_key_of_the_account_nothing_is_copied(azurite_server, place):
+    async def work(backend):
+        origin = AzureBackend(place(azurite_server))
+        await put(origin, "a", b"1")
+        origin._client.has_key = False
+        etag = (await origin.stat("a")).etag
+        assert await backend.copy_from(origin, "a", "b", size=1, etag=etag, told=lambda size: None) is None
+        await origin.close()
+
+    use(place(azurite_server), work)
+
+
 async def _all(tasks):
     await asyncio.gather(*tasks)
 

@@ -5,12 +5,14 @@ The short form moves the OMOP database and a few hundred objects; `make stress` 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import fsspec
 import pytest
 
 import sovstore
+from sovstore import manifests
 from sovstore.migration import Silent
 from tests import stress
 from tests.hosts import cheap_key_files, quick_retries
@@ -108,11 +111,17 @@ def test_there_and_back(
     _locate(file, "warehouse", clear)
     describe_twin(file, tmp_path, "anew")
 
-    _check(sovstore.migrate("plain://warehouse/", "sov://sealed/", config=file, verify=True), "seal", len(objects))
-    _check(sovstore.migrate("sov://sealed/", "sov://anew/", config=file, verify=True), "reencrypt", len(objects))
+    done = {"config": file, "verify": True}
+    seal = sovstore.migrate("plain://warehouse/", "sov://sealed/", manifest="sealed.manifest", **done)
+    _check(seal, "seal", len(objects))
+    reencrypt = sovstore.migrate("sov://sealed/", "sov://anew/", manifest="anew.manifest", **done)
+    _check(reencrypt, "reencrypt", len(objects))
     copied = sovstore.migrate("sov://anew/", "sov://twin/", config=file, verify=True, no_keys=True)
     assert (copied.failures.count, copied.plan.mode) == (0, "copy")
     assert copied.moved == len(objects) + 2
+    # A copy is the same store: the manifest that was made before it proves that nothing is missing or replaced.
+    for store, manifest in (("sealed", "sealed.manifest"), ("anew", "anew.manifest"), ("twin", "anew.manifest")):
+        assert _compared(file, store, manifest) == {"same": len(objects)}
     _check(sovstore.migrate("sov://twin/", str(tmp_path / "out"), config=file, verify=True), "open", len(objects))
 
     out = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -285,6 +294,38 @@ def _sent(through: Any) -> set[str]:
     """Return the numbers of the parts that the host took."""
     found = (re.search(r"partNumber=(\d+)", r.target) for r in through.proxy.requests if r.status == 200)
     return {match[1] for match in found if match}
+
+
+def _compared(file: Path, store: str, manifest: str) -> Counter[str]:
+    async def found() -> Counter[str]:
+        opened = open_fs(file, store, asynchronous=True, skip_instance_cache=True)
+        try:
+            return Counter([finding.kind async for finding in manifests.check(opened.store, manifest)])
+        finally:
+            await opened.close()
+
+    return asyncio.run(found())
+
+
+def test_a_byte_copy_within_an_account_leaves_the_bytes_there(
+    azurite_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = on_azure(azurite_server), on_azure(azurite_server)
+    for name, value in {**one.pop("environment"), **other.pop("environment")}.items():
+        monkeypatch.setenv(name, value)
+    file = make_store(tmp_path, "sealed", **one)
+    describe_twin(file, tmp_path, "sealed", **other)
+    made = {"large": _made("large", 20 * MIB), "small": _made("small", 1000), "empty": b""}
+    fs = open_fs(file, "sealed")
+    fs.pipe(made)
+    fs.close()
+    report = sovstore.migrate("sov://sealed/", "sov://twin/", config=file, no_keys=True, verify=True)
+    assert (report.failures.count, report.moved, report.at_host, report.verified) == (0, 5, 5, 5)
+    twin = open_fs(file, "twin")
+    assert twin.cat(list(made)) == made
+    twin.mv("large", "renamed")
+    assert twin.cat_file("renamed") == made["large"]
+    twin.close()
 
 
 def _fetched(through: Any) -> int:

@@ -1,13 +1,14 @@
 """The driver of Azure Blob, on azure-storage-blob: block blobs of one container, every condition kept by the host.
 
-Does not copy at the server: Copy Blob would show the target before its head is replaced, and Put Block From URL cannot
-be tried on any server of ours. Copies to another name pass through this process, in bounded memory.
+Copies as it is, from another root, at the server (`azure_copy`). With a new head it does not: Copy Blob would show the
+target before its head is replaced, and Put Block From URL cannot be tried on any server of ours. Such copies to another
+name pass through this process, in bounded memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import accumulate, islice
@@ -19,8 +20,9 @@ from azure.storage.blob.aio import BlobPrefix
 
 from sovstore.backends import azure_probe
 from sovstore.backends.azure_client import AzureClient, Pages, http_status, name_at_random
+from sovstore.backends.azure_copy import AzureCopy
 from sovstore.backends.azure_upload import AzureUpload, Blocks, condition, refused_blocks
-from sovstore.backends.base import STALE, Place, Stat, Upload
+from sovstore.backends.base import STALE, Backend, Place, Stat, Upload
 from sovstore.backends.loop import LoopBackend, retried
 from sovstore.backends.parts import PART, SLOTS, PartSizes
 from sovstore.backends.probe import Probe
@@ -231,6 +233,31 @@ class AzureBackend(LoopBackend):
         """Copy a blob with its head replaced; in place by one new block, where it has blocks."""
         self.after_fork()
         await self.on_loop(self._copy(source, target, head, etag, create=create))
+
+    async def copy_from(
+        self,
+        origin: Backend,
+        source: str,
+        target: str,
+        *,
+        size: int,
+        etag: str,
+        create: bool = False,
+        told: Callable[[int], None],
+    ) -> Upload | None:
+        """Copy a blob of another container or prefix of the account; shown at once, when it is committed."""
+        if not isinstance(origin, AzureBackend):
+            return None
+        self.after_fork()
+        origin.after_fork()
+        url = await self.on_loop(self._source_of(origin, source))
+        told(0 if url is None else size)
+        return None if url is None else AzureCopy(self, self._client, url, etag, target, create=create)
+
+    async def _source_of(self, origin: AzureBackend, name: str) -> str | None:
+        blob = await origin._client.blob(name)
+        await self._client.open()
+        return blob.url if self._client.has_key and origin._client.has_key else None
 
     async def _copy(self, source: str, target: str, head: bytes, etag: str | None, *, create: bool) -> None:
         found = await self._head(source)

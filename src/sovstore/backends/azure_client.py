@@ -274,6 +274,8 @@ class AzureClient:
         self._opening = asyncio.Lock()
         self._client: ContainerClient | None = None
         self._close: Callable[[], object] | None = None
+        #: Whether requests are signed with the key of the account; known once the client is made.
+        self.has_key = False
 
     def path(self, name: str) -> str:
         """Return the blob of a name below the root."""
@@ -303,6 +305,7 @@ class AzureClient:
         # been done the first time. The SDK's retries tell it.
         session._retry_connection = False
         credential = login.credential()
+        self.has_key = "account_key" in login.secrets
         self._close = weakref.finalize(self, _close_later, self._loop, os.getpid(), session, credential)
         service = BlobServiceClient(
             login.endpoint,

@@ -251,7 +251,7 @@ class Backend(ABC):
         create: bool = False,  # noqa: ARG002
         told: Callable[[int], None],  # noqa: ARG002
     ) -> Upload | None:
-        """Have the host copy an object of another root as it is, and return the write of it, which is complete.
+        """Have the host copy an object of another root as it is, now or at the commit, and return the write of it.
 
         Its bytes do not pass through this process. None where the host does not copy such an object, or refuses to:
         nothing is left of it then, and the caller sends the bytes. `Upload.write` MUST NOT be called.
@@ -272,7 +272,7 @@ class Backend(ABC):
         Raises
         ------
         ObjectChangedError
-            When the source has not, or not any more, this ETag. Nothing is left then.
+            When the source has not, or not any more, this ETag; here or at `Upload.commit`. Nothing is left then.
         """
         return None
 

@@ -459,7 +459,7 @@ class BackendTests(Suite):
                     await _committed(await backend.copy_from(origin, "a", "d/b", create=True, **version))
                 await put(origin, "a", b"other")
                 with pytest.raises(ObjectChangedError):
-                    await backend.copy_from(origin, "a", "d/c", **version)
+                    await _committed(await backend.copy_from(origin, "a", "d/c", **version))
             found = {n for n, e in (await collect(backend.list("", recursive=True))).items() if not e.folder}
             assert found - {".sovstore/lock"} == ({"a"} if upload is None else {"a", "d/b"})
             assert await backend.sweep(timedelta(0), dry_run=True) == 0
