@@ -97,8 +97,12 @@ class ProcessGroup:
         return ServerStartError("\n".join([f"{self.name}: {reason}", *tails]))
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to one of the processes."""
-        next(child for known, child, _ in self._children if known == name).send_signal(number)
+        """Send a signal to one of the processes; one that stops it has done so when this returns."""
+        child = next(child for known, child, _ in self._children if known == name)
+        child.send_signal(number)
+        if number == signal.SIGSTOP:
+            # Its threads go on for a moment, and could still answer.
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
 
     def stop(self) -> None:
         """Stop the processes, the last one started first."""
