@@ -79,14 +79,14 @@ def test_rewrap_does_not_undo_an_overwrite(site: Site, monkeypatch: pytest.Monke
     site.do(rotation.new_epoch)
     writer = site.open()
     writer.ls("")
-    real = _LocalUpload.copy_from
+    real = _LocalUpload.append_now
 
     def overtaken(self: Any, *args: int) -> None:
         real(self, *args)
-        monkeypatch.setattr(_LocalUpload, "copy_from", real)
+        monkeypatch.setattr(_LocalUpload, "append_now", real)
         writer.pipe_file("a", b"two")
 
-    monkeypatch.setattr(_LocalUpload, "copy_from", overtaken)
+    monkeypatch.setattr(_LocalUpload, "append_now", overtaken)
 
     async def rewrap(store: Any) -> None:
         await store.rewrap(await store.stat("a"))

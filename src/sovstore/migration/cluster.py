@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 from uuid import uuid4
@@ -126,8 +126,10 @@ class Workers:
             try:
                 yield Cluster(client, address, threads, self.config, job, pair, journal, watcher, how)
             finally:
-                if client.status == "running":
-                    await client.unregister_worker_plugin(job)
+                # The scheduler may be what is gone: then this would hide it, and wait for nobody.
+                with suppress(OSError):
+                    if client.status == "running":
+                        await client.unregister_worker_plugin(job)
 
 
 class Cluster:
@@ -235,7 +237,8 @@ class Cluster:
             raise StoreError(message, path=self._address, hint=hint) from exc
         except asyncio.CancelledError:
             # What no worker has begun, none will.
-            await self._client.cancel([future], force=True)
+            with suppress(OSError):
+                await self._client.cancel([future], force=True)
             raise
         finally:
             future.release()
