@@ -180,7 +180,8 @@ def test_a_worker_that_dies_of_its_objects(file: Path, tmp_path: Path) -> None:
         with _started(file, 2, SCHEDULER__ALLOWED_FAILURES=0) as workers:
             watcher = _When(40, lambda w=workers: w.kill("worker-0"))
             report = sovstore.migrate("clear", dest, config=file, dask=workers.address, watcher=watcher)
-            assert report.moved + report.failures.count == len(made)
+            # What it had finished, and nobody had heard of, was compared and not moved.
+            assert len(made) - 20 <= report.moved + report.failures.count <= len(made)
             assert report.failures.count <= 20
             if not report.failures.count:
                 # It died between two tasks.
