@@ -16,6 +16,7 @@ from tests.servers import azurite, ceph, haproxy, moto, okms_fake, openbao, pykm
 from tests.servers import secret_service as secret_service_module
 from tests.servers.between import FaultFactory, faults_between
 from tests.servers.s3 import read_models_once
+from tests.stress import is_long
 
 _ROOT = Path(__file__).parent.parent
 _OMOP_DEFAULT = _ROOT.parent / "shared" / "data" / "omop-synthea27nj"
@@ -106,6 +107,21 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     _clear_filesystems()
     yield
     _clear_filesystems()
+
+
+@pytest.fixture
+def small_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a check of a host write two parts; in the long form, and with `usual_parts`, the usual number."""
+    from sovstore.backends.parts import PART
+    from sovstore.check import trials
+
+    if not is_long() and "usual_parts" not in request.fixturenames:
+        monkeypatch.setattr(trials, "LARGE", PART + 300_000)
+
+
+@pytest.fixture
+def usual_parts() -> None:
+    """Let the check write objects of the size that it writes for a user."""
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,16 @@ def on_azure(server: Any, prefix: str = "root", **settings: Any) -> dict[str, An
     return {"provider": "azurite", "root": f"{container}/{prefix}", "environment": environment, **settings}
 
 
+def read_all(file: Path, name: str = "cohortes") -> dict[str, bytes]:
+    """Return all objects of a store, by path."""
+    fs = open_fs(file, name, skip_instance_cache=True)
+    try:
+        found = fs.find("")
+        return dict(fs.cat(found)) if found else {}
+    finally:
+        fs.close()
+
+
 def open_fs(file: Path, name: str = "cohortes", **options: Any) -> SovFileSystem:
     """Return the filesystem of a store that `make_store` made."""
     return SovFileSystem(name, config=str(file), **options)

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from sovstore.backends.parts import PART
-from sovstore.check import trials
 from sovstore.config import write_settings
 from tests.stores import make_store, on_s3
+
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 _SECRET = "canary-secret-key-91c2"
 _LOCAL = """\
@@ -38,18 +38,6 @@ condition complete:replace   ok       kept by the driver
 
 18 ok
 """
-
-
-@pytest.fixture(autouse=True)
-def _small_parts(request, monkeypatch):
-    """Two parts will do where it is not all of them that are looked at."""
-    if "usual_parts" not in request.fixturenames:
-        monkeypatch.setattr(trials, "LARGE", PART + 300_000)
-
-
-@pytest.fixture
-def usual_parts():
-    """Let the check write objects of the size that it writes for a user."""
 
 
 def test_a_folder_of_this_machine(cli, config, tmp_path, usual_parts):

@@ -15,26 +15,13 @@ import pytest
 
 from sovstore.backends import providers, s3_probe
 from sovstore.backends.base import Place
-from sovstore.backends.parts import PART
 from sovstore.backends.registry import open_backend
-from sovstore.check import check, trials
+from sovstore.check import check
 from sovstore.check.tls import check_tls
 from sovstore.errors import StoreError
 from tests.servers.facts import CEPH, MOTO
-from tests.stress import is_long
 
-
-@pytest.fixture(autouse=True)
-def _small_parts(request, monkeypatch):
-    """Two parts will do; in the long form, and where a host is measured as it is, they are of the usual number."""
-    if not is_long() and "usual_parts" not in request.fixturenames:
-        monkeypatch.setattr(trials, "LARGE", PART + 300_000)
-
-
-@pytest.fixture
-def usual_parts():
-    """Let the check write objects of the size that it writes for a user."""
-
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 _SECRET = "canary-secret-key-77ab"
 #: shared/reference/backends.md, section 1

@@ -27,7 +27,7 @@ from tests.hostile.canaries import Canary, Searcher
 from tests.hostile.key_spy import spy_on_keys
 from tests.hosts import cheap_key_files
 from tests.servers import dask_cluster
-from tests.stores import CONTROLLERS, PASSPHRASE, describe_twin, make_store, on_s3, open_fs
+from tests.stores import CONTROLLERS, PASSPHRASE, describe_twin, make_store, on_s3, read_all
 
 FOLDER, PATIENT, DATA = "oncologie-canary-71c3", "dupont-canary-9e2f", "canary-diagnosis-5b8d"
 RIGHTS = {"transit/encrypt/*": "update", "transit/decrypt/*": "update", "transit/keys/*": "read"}
@@ -56,15 +56,6 @@ def _clear(folder: Path, count: int = 300) -> dict[str, bytes]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
     return made
-
-
-def _content(file: Path, store: str) -> dict[str, bytes]:
-    fs = open_fs(file, store, skip_instance_cache=True)
-    try:
-        found = fs.find("")
-        return dict(fs.cat(found)) if found else {}
-    finally:
-        fs.close()
 
 
 class _When(Silent):
@@ -122,7 +113,7 @@ def test_one_of_two_workers_is_killed_and_nothing_of_it_is_seen(
         assert [failure.path for failure in report.failures.first] == [taken]
         assert report.verified == len(made) - 1
         assert watcher.size >= sum(map(len, made.values())) - len(made[taken])
-        moved = _content(file, "cohortes")
+        moved = read_all(file, "cohortes")
         assert moved == {**made, taken: b"of somebody else"}
         # What was there when the worker died was compared, and not moved again.
         assert 60 <= len(then) - 3 < len(made)
@@ -168,7 +159,7 @@ def test_modes_in_processes_of_this_machine(file: Path, tmp_path: Path) -> None:
         assert (report.plan.mode, report.failures.count) == (mode, 0)
         # A copy has two files of the keyset more.
         assert report.moved == report.verified == len(made) + 2 * (mode == "copy")
-    assert _content(file, "twin") == {f"in/it/{path}": data for path, data in made.items()}
+    assert read_all(file, "twin") == {f"in/it/{path}": data for path, data in made.items()}
     if stress.is_long():
         assert {path: (tmp_path / "out" / path).read_bytes() for path in made} == made
 
@@ -203,7 +194,7 @@ def test_a_scheduler_that_is_gone(file: Path, tmp_path: Path) -> None:
     again = sovstore.migrate("clear", "sov://cohortes/", config=file, verify=True)
     assert again.plan.done >= 40
     assert (again.failures.count, again.verified) == (0, len(made))
-    assert _content(file, "cohortes") == made
+    assert read_all(file, "cohortes") == made
 
 
 def test_workers_that_are_configured_for_another_place(file: Path, tmp_path: Path) -> None:
@@ -216,7 +207,7 @@ def test_workers_that_are_configured_for_another_place(file: Path, tmp_path: Pat
         pytest.raises(ConfigError, match="on a worker: its configuration describes other places"),
     ):
         sovstore.migrate("clear", "sov://cohortes/", config=file, dask=workers.address)
-    assert _content(file, "cohortes") == {}
+    assert read_all(file, "cohortes") == {}
 
 
 def test_workers_that_may_not_use_the_key(file: Path, tmp_path: Path) -> None:

@@ -11,26 +11,15 @@ import pytest
 from sovstore.backends import providers
 from sovstore.backends.base import Place
 from sovstore.backends.local import LocalBackend
-from sovstore.backends.parts import PART
 from sovstore.backends.probe import judge, measure
 from sovstore.backends.registry import open_backend
-from sovstore.check import check, trials
+from sovstore.check import check
 from sovstore.check.tls import check_tls
 from sovstore.errors import StoreError
 
+pytestmark = pytest.mark.usefixtures("small_parts")
+
 _S3 = providers.catalogue()["s3"]
-
-
-@pytest.fixture(autouse=True)
-def _small_parts(request, monkeypatch):
-    """Two parts will do where it is not all of them that are looked at."""
-    if "usual_parts" not in request.fixturenames:
-        monkeypatch.setattr(trials, "LARGE", PART + 300_000)
-
-
-@pytest.fixture
-def usual_parts():
-    """Let the check write objects of the size that it writes for a user."""
 
 
 def _run(place):

@@ -17,7 +17,7 @@ from sovstore.errors import ConfigError, FormatError, KeyDeniedError, PolicyErro
 from sovstore.kms import keyfile
 from sovstore.migration import Silent, bare, moving, sides
 from sovstore.migration.journal import Journal
-from tests.stores import describe_twin, make_store, open_fs
+from tests.stores import describe_twin, make_store, open_fs, read_all
 
 CHUNK = 16384
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * 2**20 + 7)
@@ -58,14 +58,6 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _read(file: Path, store: str) -> dict[str, bytes]:
-    fs = open_fs(file, store)
-    found = fs.find("")
-    content = dict(fs.cat(found)) if found else {}
-    fs.close()
-    return content
-
-
 def _migrate(source, dest, file, **options):
     return sovstore.migrate(str(source), str(dest), config=file, **options)
 
@@ -96,7 +88,7 @@ def test_a_byte_copy_needs_no_key(file, plain, tmp_path):
     copied = _migrate("sov://cohortes/", "sov://twin/", file, no_keys=True, verify=True)
     assert (copied.plan.mode, copied.failures.count) == ("copy", 0)
     (tmp_path / "away").rename(tmp_path / "kek.key")
-    assert _read(file, "twin") == _content(plain)
+    assert read_all(file, "twin") == _content(plain)
     own = (".sovstore/lock", ".sovstore/tmp")
     ours, theirs = (
         {name: raw for name, raw in _content(tmp_path / store).items() if not name.startswith(own)}
@@ -124,7 +116,7 @@ def test_the_keyset_of_a_copy_comes_last(file, plain, tmp_path, monkeypatch):
 
 def test_one_folder_goes_into_another(file, plain, tmp_path):
     _migrate(plain / "sizes", "sov://cohortes/a/b", file)
-    assert _read(file, "cohortes") == {f"a/b/{name}": data for name, data in _content(plain / "sizes").items()}
+    assert read_all(file, "cohortes") == {f"a/b/{name}": data for name, data in _content(plain / "sizes").items()}
 
 
 def test_configured_locations(file, plain, tmp_path):
@@ -138,7 +130,7 @@ def test_which_objects(file, plain):
     report = _migrate(plain, "sov://cohortes/", file, include=["sizes/*", "names/é*"], exclude=["*/1", "*16384"])
     assert report.failures.count == 0
     taken = {name for name in _content(plain) if name.startswith(("sizes/", "names/é"))} - {"sizes/1", "sizes/16384"}
-    assert set(_read(file, "cohortes")) == taken
+    assert set(read_all(file, "cohortes")) == taken
 
 
 class _Counts(Silent):
@@ -240,7 +232,7 @@ def test_a_run_that_ended_early_goes_on(mode, file, plain, tmp_path, monkeypatch
     assert report.verified == report.plan.objects
     if mode in ("seal", "copy", "reencrypt"):
         store = {"seal": "cohortes", "copy": "twin", "reencrypt": "archive"}[mode]
-        assert _read(file, store) == _content(plain)
+        assert read_all(file, store) == _content(plain)
     else:
         assert _content(tmp_path / "out") == _content(plain)
 
@@ -278,7 +270,7 @@ def test_killed_before_the_object_is_there(file, plain, monkeypatch):
         with pytest.raises(_KilledError):
             _migrate(plain, "sov://cohortes/", file, jobs=1)
     assert _migrate(plain, "sov://cohortes/", file, verify=True).failures.count == 0
-    assert _read(file, "cohortes") == _content(plain)
+    assert read_all(file, "cohortes") == _content(plain)
 
 
 def test_what_changed_at_the_source_is_moved_again(file, plain):
@@ -287,7 +279,7 @@ def test_what_changed_at_the_source_is_moved_again(file, plain):
     (plain / "new").write_bytes(b"new")
     report = _migrate(plain, "sov://cohortes/", file, verify=True)
     assert (report.moved, report.failures.count) == (2, 0)
-    assert _read(file, "cohortes") == _content(plain)
+    assert read_all(file, "cohortes") == _content(plain)
 
 
 def test_what_changes_meanwhile_is_noticed(file, plain):
@@ -302,7 +294,7 @@ def test_what_changes_meanwhile_is_noticed(file, plain):
 
     report = _migrate(plain, "sov://cohortes/", file, verify=True, watcher=Writes())
     assert report.failures.count == 0
-    assert _read(file, "cohortes") == _content(plain)
+    assert read_all(file, "cohortes") == _content(plain)
 
 
 def test_what_somebody_else_wrote_there_stays(file, plain):
@@ -313,10 +305,10 @@ def test_what_somebody_else_wrote_there_stays(file, plain):
     assert [failure.path for failure in report.failures.first] == ["sizes/1"]
     assert "--overwrite" in report.failures.first[0].hint
     assert report.exit_code == 5
-    assert _read(file, "cohortes")["sizes/1"] == b"theirs"
+    assert read_all(file, "cohortes")["sizes/1"] == b"theirs"
     report = _migrate(plain, "sov://cohortes/", file, overwrite=True)
     assert (report.failures.count, report.moved) == (0, 1)
-    assert _read(file, "cohortes") == _content(plain)
+    assert read_all(file, "cohortes") == _content(plain)
 
 
 def test_what_somebody_wrote_there_since_stays(file, plain):
@@ -327,7 +319,7 @@ def test_what_somebody_wrote_there_since_stays(file, plain):
     (plain / "sizes" / "1").write_bytes(b"2")
     report = _migrate(plain, "sov://cohortes/", file)
     assert [failure.type for failure in report.failures.first] == ["ObjectExistsError"]
-    assert _read(file, "cohortes")["sizes/1"] == b"theirs"
+    assert read_all(file, "cohortes")["sizes/1"] == b"theirs"
 
 
 def test_only_what_is_newer(file, plain):
@@ -336,12 +328,12 @@ def test_only_what_is_newer(file, plain):
     fs.close()
     report = _migrate(plain, "sov://cohortes/", file, only_newer=True)
     assert (report.left, report.failures.count) == (1, 0)
-    assert _read(file, "cohortes")["sizes/1"] == b"newer"
+    assert read_all(file, "cohortes")["sizes/1"] == b"newer"
     later = (plain / "sizes" / "1").stat().st_mtime + 3600
     os.utime(plain / "sizes" / "1", (later, later))
     report = _migrate(plain, "sov://cohortes/", file, only_newer=True, overwrite=True)
     assert report.left == 0
-    assert _read(file, "cohortes") == _content(plain)
+    assert read_all(file, "cohortes") == _content(plain)
 
 
 # What goes wrong

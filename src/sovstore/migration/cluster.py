@@ -25,7 +25,7 @@ from sovstore.migration.journal import Journal, Row
 from sovstore.migration.moving import HOPELESS, How, hopeless, in_turn
 from sovstore.migration.sides import Sealed
 from sovstore.migration.task import ORDER, RECORD, Order, Record, Task, raised, seal, unseal
-from sovstore.migration.watching import Failure, Failures, Watcher
+from sovstore.migration.watching import Failure, Failures, Tally, Watcher
 
 #: Most objects and bytes of a task; one larger object is a task of its own.
 _OBJECTS, _SIZE = 100, 256 * 2**20
@@ -132,7 +132,7 @@ class Workers:
                         await client.unregister_worker_plugin(job)
 
 
-class Cluster:
+class Cluster(Tally):
     """Has the workers of a cluster move what the journal says is to be moved; the calls are those of a `Mover`.
 
     Parameters
@@ -163,6 +163,7 @@ class Cluster:
         watcher: Watcher,
         how: How,
     ) -> None:
+        super().__init__()
         self._client, self._address, self._config = client, address, config
         self._pair, self._journal, self._watcher = pair, journal, watcher
         self._how = how if how.limit is None else replace(how, limit=how.limit / threads)
@@ -173,7 +174,6 @@ class Cluster:
         self._told: dict[str, int] = {}
         self._in_a_row = 0
         self.failures = Failures()
-        self.moved = self.moved_size = self.left = self.at_host = 0
         client.subscribe_topic(job, self._advance)
 
     async def run(self) -> None:
@@ -262,8 +262,7 @@ class Cluster:
                 self._watcher.finished(path, told)
         for failure in record.failures:
             self._fail(failure)
-        self.moved, self.moved_size = self.moved + record.moved, self.moved_size + record.moved_size
-        self.left, self.at_host = self.left + record.left, self.at_host + record.at_host
+        self.add(record)
         self._watcher.advance(max(0, record.size - self._told.pop(task, 0)))
         if record.error is not None:
             raise raised(record.error)

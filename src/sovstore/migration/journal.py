@@ -177,7 +177,7 @@ class Journal:
 
     def note(self, listed: Iterable[tuple[str, Found]]) -> None:
         """Note objects of the listing, by their names; one that changed since it was moved is to be moved again."""
-        rows = [(name, f.size, f.etag, _text(f.modified), TODO, self._run, not self._again) for name, f in listed]
+        rows = [(name, f.size, f.etag, time_text(f.modified), TODO, self._run, not self._again) for name, f in listed]
         with self._mapped():
             self._database.execute("BEGIN")
             self._database.executemany(
@@ -224,7 +224,7 @@ class Journal:
                     (last, json.dumps(states), self._run, unverified, _PAGE),
                 ).fetchall()
             for name, size, etag, modified, *rest in page:
-                yield Row(name, Found("", size, etag, _time(modified)), *rest)
+                yield Row(name, Found("", size, etag, parsed_time(modified)), *rest)
             if len(page) < _PAGE:
                 return
             last = page[-1][0]
@@ -257,7 +257,7 @@ class Journal:
             self._database.execute(
                 "UPDATE objects SET state = ?, version = ?, size = ?, etag = ?, modified = ?, verified = 0"
                 " WHERE name = ?",
-                (DONE, version, found.size, found.etag, _text(found.modified), name),
+                (DONE, version, found.size, found.etag, time_text(found.modified), name),
             )
             self._database.execute("DELETE FROM uploads WHERE name = ?", (name,))
 
@@ -297,9 +297,11 @@ class Journal:
             return count, size
 
 
-def _text(moment: datetime | None) -> str | None:
+def time_text(moment: datetime | None) -> str | None:
+    """Return a time as it is noted."""
     return moment.isoformat() if moment else None
 
 
-def _time(text: str | None) -> datetime | None:
+def parsed_time(text: str | None) -> datetime | None:
+    """Return what `time_text` was given."""
     return datetime.fromisoformat(text) if text else None

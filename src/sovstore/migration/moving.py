@@ -28,7 +28,7 @@ from sovstore.migration.comparing import is_same
 from sovstore.migration.ends import Pair
 from sovstore.migration.journal import Noted, Row
 from sovstore.migration.sides import Found, Sink, Source
-from sovstore.migration.watching import Failure, Failures, Watcher
+from sovstore.migration.watching import Failure, Failures, Tally, Watcher
 
 #: How often one object is tried, and the seconds before the second try; each further one waits twice as long.
 _TRIES = 5
@@ -87,7 +87,7 @@ class How:
     limit: float | None = None
 
 
-class Mover:
+class Mover(Tally):
     """Moves what the journal says is to be moved.
 
     Parameters
@@ -103,13 +103,13 @@ class Mover:
     """
 
     def __init__(self, pair: Pair, journal: Noted, watcher: Watcher, how: How) -> None:
+        super().__init__()
         self._source, self._dest, self._named = pair.source, pair.dest, pair.named
         self._journal, self._watcher, self._how = journal, watcher, how
         self._throttle = Throttle(how.limit)
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._in_a_row = 0
         self.failures = Failures()
-        self.moved = self.moved_size = self.left = self.at_host = 0
 
     async def run(self) -> None:
         """Move every object that is to be moved; what fails is noted, and the others go on.

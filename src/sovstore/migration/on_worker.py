@@ -141,8 +141,8 @@ async def _done(pair: ends.Pair, order: Order, told: _Told) -> Record:
     except SovstoreError as exc:
         record.error = described(exc)
     record.failures = mover.failures.first
-    record.moved, record.moved_size, record.left = mover.moved, mover.moved_size, mover.left
-    record.at_host, record.size = mover.at_host, told.size
+    record.add(mover)
+    record.size = told.size
     return record
 
 

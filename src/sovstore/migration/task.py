@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Any, Self
 from uuid import uuid4
 
@@ -19,10 +18,10 @@ from sovstore.backends.base import Upload
 from sovstore.backends.memory import MemoryBackend
 from sovstore.errors import SovstoreError
 from sovstore.format.names import RESERVED
-from sovstore.migration.journal import Noted, Row
+from sovstore.migration.journal import Noted, Row, parsed_time, time_text
 from sovstore.migration.moving import How
 from sovstore.migration.sides import Found
-from sovstore.migration.watching import Failure
+from sovstore.migration.watching import Failure, Tally
 from sovstore.store import Store
 
 #: What tasks and outcomes are sealed for, so that neither passes for the other. No object can have these paths.
@@ -111,7 +110,7 @@ class Order:
         return cls(**{**found, "how": How(**found["how"]), "rows": rows})
 
 
-class Record:
+class Record(Tally):
     """The journal of one task: what is to be noted of each object, in order.
 
     Parameters
@@ -121,11 +120,12 @@ class Record:
     """
 
     def __init__(self, rows: Sequence[Row] = ()) -> None:
+        super().__init__()
         self._rows = rows
         self.notes: list[list[Any]] = []
         self.failures: list[Failure] = []
-        #: Objects and bytes that were moved, objects that were left, bytes that went through the worker.
-        self.moved = self.moved_size = self.left = self.at_host = self.size = 0
+        #: Bytes that went through the worker.
+        self.size = 0
         self.error: dict[str, str | None] | None = None
 
     def rows(self, *states: str, unverified: bool = False) -> Iterator[Row]:  # noqa: ARG002  # as `Noted`
@@ -173,9 +173,9 @@ class Record:
     def dump(self) -> bytes:
         """Return it as JSON."""
         failures = [asdict(failure) for failure in self.failures]
-        names = ("moved", "moved_size", "left", "at_host", "size")
-        counts = {name: getattr(self, name) for name in names}
-        return json.dumps({"notes": self.notes, "failures": failures, "error": self.error, **counts}).encode()
+        return json.dumps(
+            {"notes": self.notes, "failures": failures, "error": self.error, "size": self.size, **self.counts()}
+        ).encode()
 
     @classmethod
     def load(cls, raw: bytes) -> Self:
@@ -186,11 +186,11 @@ class Record:
 
 
 def _dumped(found: Found) -> tuple[int, str | None, str | None]:
-    return found.size, found.etag, found.modified.isoformat() if found.modified else None
+    return found.size, found.etag, time_text(found.modified)
 
 
 def _loaded(size: int, etag: str | None, modified: str | None) -> Found:
-    return Found("", size, etag, datetime.fromisoformat(modified) if modified else None)
+    return Found("", size, etag, parsed_time(modified))
 
 
 def _hex(version: bytes | None) -> str | None:

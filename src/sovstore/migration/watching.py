@@ -46,6 +46,34 @@ class Silent:
         """Do nothing."""
 
 
+class Tally:
+    """What was done so far.
+
+    Parameters
+    ----------
+    moved, moved_size : int
+        Objects that were moved, and their bytes.
+    at_host : int
+        Objects of these that the host copied.
+    left : int
+        Objects that the destination had as new already.
+    """
+
+    COUNTS = ("moved", "moved_size", "at_host", "left")
+
+    def __init__(self) -> None:
+        self.moved = self.moved_size = self.at_host = self.left = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return all of it by name."""
+        return {name: getattr(self, name) for name in self.COUNTS}
+
+    def add(self, other: Tally) -> None:
+        """Count what another one has counted."""
+        for name, count in other.counts().items():
+            setattr(self, name, getattr(self, name) + count)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why one object was not moved, or is not what it should be.
