@@ -99,6 +99,8 @@ class Workers:
                     host="127.0.0.1",
                     dashboard_address=None,
                     worker_dashboard_address=None,
+                    # Its HTTP server listens all the same: where nobody else does, also beside another cluster.
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                     local_directory=folder,
                     silence_logs=logging.CRITICAL,
                     asynchronous=True,
