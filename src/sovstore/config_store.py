@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -197,6 +198,7 @@ class StoreConfig:
         return Path(platformdirs.user_data_path("sovstore")) / "backup"
 
 
+@functools.lru_cache(16)
 def _seconds(duration: str) -> float:
     number, unit = duration[:-1], duration[-1]
     return timedelta(**{_UNITS[unit]: int(number)}).total_seconds()

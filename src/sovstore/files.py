@@ -13,18 +13,21 @@ import logging
 import opcode
 import os
 import sys
+from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from fsspec.asyn import AbstractAsyncStreamedFile
-from fsspec.caching import BaseCache
 from fsspec.spec import AbstractBufferedFile
 
 from sovstore import local_plaintext
+from sovstore.concurrency import Aside, Coming
 from sovstore.errors import UnsupportedError
 from sovstore.format.cobblestone import CHUNK
-from sovstore.objects import BLOCK, ObjectReader, ObjectWriter
+from sovstore.objects import AHEAD, BLOCK, ObjectReader, ObjectWriter
+from sovstore.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -66,43 +69,6 @@ def leaving_by_exception(known: int) -> bool:
     return False
 
 
-class SequentialCache(BaseCache):  # type: ignore[misc]  # fsspec has no types
-    """Reads exactly the chunks that a random read needs, and more and more ahead of a sequential one."""
-
-    name = "sov"
-    _MOST = 4 * 2**20
-
-    def __init__(self, blocksize: int, fetcher: Any, size: int) -> None:  # fsspec's callable
-        super().__init__(blocksize, fetcher, size)
-        self._start, self._ahead = 0, 0
-        self._data = b""
-
-    def _fetch(self, start: int | None, stop: int | None) -> bytes:
-        start = 0 if start is None else start
-        stop = self.size if stop is None else min(stop, self.size)
-        if start >= stop:
-            return b""
-        end = self._start + len(self._data)
-        if self._start <= start and stop <= end:
-            self.hit_count += 1
-            return self._data[start - self._start : stop - self._start]
-        self.miss_count += 1
-        kept = self._data[start - self._start :] if self._start <= start < end else b""
-        sequential = bool(kept) or start == end
-        self._ahead = min(self._MOST, max(4 * CHUNK, 2 * self._ahead)) if sequential else 0
-        first = start + len(kept)
-        last = min(self.size, -(-max(stop, first + self._ahead) // CHUNK) * CHUNK)
-        if stop - first >= self._MOST:
-            # Large reads go straight through: keeping a copy would double them.
-            self._start, self._data = stop, b""
-            fetched: bytes = self.fetcher(first, stop)
-            return kept + fetched if kept else fetched
-        begin = first if kept else first - first % CHUNK
-        self._data = kept + self.fetcher(begin, last)
-        self._start = start if kept else begin
-        return self._data[start - self._start : stop - self._start]
-
-
 class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """A sealed object opened for reading: seekable, its length authentic since it was opened.
 
@@ -118,7 +84,7 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
 
     def __init__(self, fs: SovFileSystem, reader: ObjectReader, cache_type: str, **kwargs: Any) -> None:
         self._reader = reader
-        own = cache_type == SequentialCache.name
+        own = cache_type == ReadAhead.name
         super().__init__(
             fs,
             reader.path,
@@ -127,8 +93,35 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             cache_type="none" if own else cache_type,
             **kwargs,
         )
-        if own:
-            self.cache = SequentialCache(self.blocksize, self._fetch_range, self.size)
+        self._ahead = ReadAhead(reader, self.blocksize, fs._submit) if own else None
+        self.cache = self._ahead or self.cache
+
+    def readinto(self, b: Any) -> int:  # any writable buffer
+        """Fill a buffer, and return how many bytes are in it: fewer than fit only at the end of the object.
+
+        Raises
+        ------
+        IntegrityError
+            When a chunk does not authenticate; nothing of it is in the buffer then.
+        """
+        out = memoryview(b).cast("B")
+        if self._ahead is None:
+            data = self.read(len(out))
+            out[: len(data)] = data
+            return len(data)
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        out = out[: max(0, self.size - self.loc)]
+        if out:
+            self._ahead.read_into(self.loc, out)
+            self.loc += len(out)
+        return len(out)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._ahead is not None:
+            self._ahead.close()
+        super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data: bytes = self.fs._sync(self._reader.read, start, end)
@@ -167,6 +160,17 @@ class WatchedReader(SovReader):
         data: bytes = super().read(length)
         return data
 
+    def readinto(self, b: Any) -> int:  # any writable buffer
+        """Fill a buffer, as `SovReader`.
+
+        Raises
+        ------
+        PolicyError
+            As `read`.
+        """
+        local_plaintext.hold(self.fs.store.config)
+        return super().readinto(b)
+
 
 class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """An object being written: sealed a block at a time, while the block before is on its way.
@@ -187,7 +191,8 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         super().__init__(fs, writer.path, mode=mode)
         self._writer = writer
         self._block = bytearray()
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None] | Coming[None]] = deque()
+        self._aside: Aside | None = None
         self._opened_under = handled_exception()
         self._pid = os.getpid()
         self._lost = False
@@ -222,17 +227,22 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
 
     def _push(self, plain: bytearray | memoryview) -> None:
         try:
+            if self._pid == os.getpid():
+                self._settle(AHEAD - 1)
             sealed = self._writer.seal(plain)
-            self._settle()
-            self._pending = self.fs._submit(self._writer.send(sealed))
+            if not self._writer.sends_now:
+                self._pending.append(self.fs._submit(self._writer.send(sealed)))
+            else:
+                self._aside = self._aside or Aside("sovstore-write")
+                self._pending.append(self._aside.submit(Coming(partial(self._writer.send_now, sealed))))
         except BaseException:
             self.discard()
             raise
 
-    def _settle(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+    def _settle(self, left: int = 0) -> None:
+        """Wait until at most `left` blocks are on their way; raise what one failed with."""
+        while len(self._pending) > left or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
 
     def flush(self, force: bool = False) -> None:
         """Do nothing: an object becomes visible when it is closed, and only then."""
@@ -259,6 +269,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             self.discard()
             raise
         self.closed = True
+        self._aside = None
 
     def commit(self) -> None:
         """Close the file."""
@@ -270,6 +281,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             return
         self.closed = True
         self._block = bytearray()
+        self._aside = None
         # A child that was forked holds a copy of this file, and must not give its parent's write up.
         if self._pid != os.getpid():
             self._writer.forget()

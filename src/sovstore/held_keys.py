@@ -107,6 +107,10 @@ class HeldKeys:
             self._keys = await self._open_again(backend)
             return self._keys
 
+    def are_young(self) -> bool:
+        """Return whether `get` would return at once."""
+        return self._keys is not None and not self._is_old(self._keys)
+
     async def _open_again(self, backend: Backend) -> Keys:
         known, began = self._keys, _now()
         if known is not None and not self._is_old(known):

@@ -16,10 +16,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from sovstore.backends.base import Backend, Stat, Upload
+from sovstore.backends.base import Backend, OpenedNow, Stat, Upload
 from sovstore.errors import FormatError, IntegrityError, IsFolderError, ObjectChangedError, StoreError
-from sovstore.format.body import OVERHEAD, BodySealer, body_opener, chunk_span, plain_size, wire_offset
-from sovstore.format.cobblestone import CHUNK, TAG, WIRE_CHUNK, ChunkOpener
+from sovstore.format.body import (
+    OVERHEAD,
+    BodySealer,
+    BodyStreamOpener,
+    body_opener,
+    chunk_span,
+    plain_size,
+    wire_offset,
+)
+from sovstore.format.cobblestone import CHUNK, TAG, WIRE_CHUNK
 from sovstore.format.header import HEADER
 from sovstore.secret import Secret
 
@@ -29,13 +37,16 @@ BLOCK = 64 * CHUNK
 FIRST = OVERHEAD + 4 * WIRE_CHUNK
 #: The same when the whole object is wanted: 16 chunks.
 FIRST_WHOLE = OVERHEAD + 16 * WIRE_CHUNK
-#: Bytes at the end of an object fetched with its last chunk: readers of Parquet ask for its footer next.
-_TAIL_CHUNKS = 4
+#: Chunks at the end of an object fetched with its last one: readers of Parquet ask for its last 64 KiB next, which
+#: lie in up to six, since the last is short.
+_TAIL_CHUNKS = 6
 #: How often an object is opened that others keep replacing, with its size and its bytes asked for one after the other.
 _TURNS = 4
 #: Chunks fetched by one ranged read, and how many of these are under way at once.
 _WINDOW = 128
 _AHEAD = 3
+#: Sealed blocks of a write that may be on their way while the next one is sealed.
+AHEAD = 3
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -67,27 +78,29 @@ def named(path: str, name: str) -> Iterator[None]:
         raise type(exc)(exc.message.replace(name, path, 1), path=path, hint=exc.hint) from exc
 
 
-@dataclass
-class _Cached:
-    """Some whole chunks of an object, still sealed.
+@dataclass(frozen=True)
+class Sealed:
+    """Consecutive whole chunks of an object, still sealed.
 
     Parameters
     ----------
-    start : int
-        Number of the first chunk.
-    sealed : bytes | bytearray
-        Chunks of 16400 bytes; the last one of the object is shorter.
+    span : range
+        Their numbers.
+    data : memoryview
+        16400 bytes of each; the last one of the object is shorter.
     """
 
-    start: int
-    sealed: bytes | bytearray
+    span: range
+    data: memoryview
 
     def holds(self, span: range) -> bool:
-        return self.start <= span.start and span.stop <= self.start + -(-len(self.sealed) // WIRE_CHUNK)
+        """Return whether all of these chunks are among them."""
+        return self.span.start <= span.start and span.stop <= self.span.stop
 
     def slice(self, span: range) -> memoryview:
-        first = (span.start - self.start) * WIRE_CHUNK
-        return memoryview(self.sealed)[first : first + len(span) * WIRE_CHUNK]
+        """Return these of them."""
+        first = (span.start - self.span.start) * WIRE_CHUNK
+        return self.data[first : first + len(span) * WIRE_CHUNK]
 
 
 class ObjectReader:
@@ -112,8 +125,8 @@ class ObjectReader:
         stat: Stat,
         header: bytes,
         version: bytes,
-        opener: ChunkOpener,
-        cached: list[_Cached],
+        dek: Secret,
+        cached: list[Sealed],
     ) -> None:
         self.path = path
         self.stat = stat
@@ -121,9 +134,14 @@ class ObjectReader:
         #: The 56 bytes in front of the body: they are other ones at each write, and stay when a header is replaced.
         self.version = version
         self.plain_size = plain_size(stat.size, what=path)
-        self._backend, self._opener, self._cached = backend, opener, cached
+        #: What came with opening it: its first chunks, and its last.
+        self.cached = cached
+        self._backend, self._dek, self._opener = backend, dek, body_opener(dek, version, what=path)
+        self._opened: OpenedNow | None = None
         #: Awaited before the host is asked for more; raises when the keys of the store may be used no longer.
         self.may_go_on: Callable[[], Awaitable[object]] | None = None
+        #: Whether that would return at once.
+        self.may_go_on_now: Callable[[], bool] = lambda: self.may_go_on is None
 
     @classmethod
     async def open(
@@ -185,9 +203,10 @@ class ObjectReader:
             raise IsFolderError(f"{path}: is a folder", path=path)
         size = plain_size(stat.size, what=path)
         same_length(path, len(first), min(FIRST_WHOLE if whole else FIRST, stat.size))
-        cached = [_Cached(0, first[OVERHEAD:])]
-        header = bytes(first[:HEADER])
         last = size // CHUNK
+        body = memoryview(first)[OVERHEAD:]
+        cached = [Sealed(range(-(-len(body) // WIRE_CHUNK)), body)]
+        header = bytes(first[:HEADER])
         if len(first) < stat.size:
             start = max(0, last + 1 - _TAIL_CHUNKS)
             # The last chunk says how long the object is; it is fetched while the keyset may still be loading.
@@ -195,45 +214,106 @@ class ObjectReader:
                 unwrap(path, header), backend.read(name, wire_offset(start), stat.size, etag=stat.etag)
             )
             same_length(path, len(tail), stat.size - wire_offset(start))
-            cached.append(_Cached(start, tail))
+            cached.append(Sealed(range(start, last + 1), memoryview(tail)))
         else:
             dek = await unwrap(path, header)
         version = bytes(first[HEADER:OVERHEAD])
-        reader = cls(backend, path, stat, header, version, body_opener(dek, version, what=path), cached)
+        reader = cls(backend, path, stat, header, version, dek, cached)
         end = range(last, last + 1)
         reader._open_span(end, cached[-1].slice(end))
         return reader
 
+    @property
+    def reads_now(self) -> bool:
+        """Whether `sealed_now` reaches the host."""
+        return self._backend.blocking
+
     def _span_size(self, span: range) -> int:
         return min(self.plain_size, span.stop * CHUNK) - span.start * CHUNK
 
-    def _open_span(self, span: range, sealed: memoryview, buffer: bytearray | None = None) -> memoryview:
-        """Return the plaintext of whole chunks, in `buffer` when there is one."""
-        out = self._room(span, sealed, buffer)
-        self._opener.open_into(span.start, sealed, out)
+    def _open_span(self, span: range, sealed: memoryview) -> memoryview:
+        """Return the plaintext of whole chunks."""
+        out = memoryview(bytearray(self._span_size(span)))
+        self.open_into(span, sealed, out)
         return out
 
-    def _room(self, span: range, sealed: memoryview, buffer: bytearray | None) -> memoryview:
-        size = self._span_size(span)
-        same_length(self.path, len(sealed), size + TAG * len(span))
-        return memoryview(bytearray(size) if buffer is None else buffer)[:size]
+    def open_into(
+        self, span: range, sealed: memoryview, out: memoryview, order: BodyStreamOpener | None = None
+    ) -> None:
+        """Decrypt whole chunks into `out`, which has their size; what does not authenticate is wiped from it.
 
-    async def _chunks(self, span: range, buffer: bytearray | None = None) -> memoryview:
-        """Return the plaintext of whole chunks, from what is cached or from the host."""
-        for cached in self._cached:
-            if cached.holds(span):
-                return self._open_span(span, cached.slice(span), buffer)
+        Parameters
+        ----------
+        order : BodyStreamOpener, optional
+            As `in_order` made it, for whoever reads all chunks in their order.
+
+        Raises
+        ------
+        IntegrityError
+            When a chunk does not authenticate.
+        """
+        same_length(self.path, len(sealed), len(out) + TAG * len(span))
+        if order is not None and order.next == span.start and len(out) == len(span) * CHUNK:
+            order.open_into(sealed, out)
+        else:
+            self._opener.open_into(span.start, sealed, out)
+
+    def in_order(self) -> BodyStreamOpener:
+        """Return what opens the chunks in their order, faster; not from two threads at once."""
+        return BodyStreamOpener(self._dek, self.version, what=self.path)
+
+    async def sealed(self, span: range, buffer: bytearray | None = None) -> Sealed:
+        """Return whole chunks as the host has them, in one request; in `buffer` where it spares a copy.
+
+        Raises
+        ------
+        ObjectChangedError
+            When the object was replaced since it was opened.
+        IntegrityError
+            When they are fewer bytes than the object should have there.
+        """
         if self.may_go_on is not None:
             await self.may_go_on()
-        start = wire_offset(span.start)
-        end = min(wire_offset(span.stop), self.stat.size)
+        if self.reads_now and buffer is not None:
+            return await asyncio.to_thread(self.sealed_now, span, buffer)
+        start, end = self._wire_range(span)
         with named(self.path, self.stat.name):
             sealed = memoryview(await self._backend.read(self.stat.name, start, end, etag=self.stat.etag))
+        same_length(self.path, len(sealed), end - start)
+        return Sealed(span, sealed)
+
+    def sealed_now(self, span: range, buffer: bytearray) -> Sealed:
+        """Return whole chunks in `buffer`, from any thread and without the loop, where `reads_now`; as `sealed`."""
+        start, end = self._wire_range(span)
+        out = memoryview(buffer)[: end - start]
+        try:
+            # Two threads that come here at the same time open it twice, and one of these is closed at once.
+            opened = self._opened = self._opened or self._backend.open_now(self.stat.name, etag=self.stat.etag)
+            got = opened.read_into(start, out)
+        except StoreError:
+            with named(self.path, self.stat.name):
+                raise
+        same_length(self.path, got, end - start)
+        return Sealed(span, out)
+
+    def close(self) -> None:
+        """Let go of what is held open at the host; the next read opens it again."""
+        self._opened = None
+
+    def _wire_range(self, span: range) -> tuple[int, int]:
+        return wire_offset(span.start), min(wire_offset(span.stop), self.stat.size)
+
+    async def _chunks(self, span: range) -> memoryview:
+        """Return the plaintext of whole chunks, from what is cached or from the host."""
+        for cached in self.cached:
+            if cached.holds(span):
+                return self._open_span(span, cached.slice(span))
+        sealed = await self.sealed(span)
         if len(span) < 16:
-            return self._open_span(span, sealed, buffer)
+            return self._open_span(span, sealed.data)
         # Taken here and not in the thread: each thread of the allocator keeps what it once had.
-        out = self._room(span, sealed, buffer)
-        await asyncio.to_thread(self._opener.open_into, span.start, sealed, out)
+        out = memoryview(bytearray(self._span_size(span)))
+        await asyncio.to_thread(self.open_into, span, sealed.data, out)
         return out
 
     def clamp(self, start: int | None, end: int | None) -> tuple[int, int]:
@@ -280,25 +360,44 @@ class ObjectReader:
         """
         start, end = self.clamp(start, end)
         span = chunk_span(start, end)
-        windows = deque(range(n, min(n + _WINDOW, span.stop)) for n in range(span.start, span.stop, _WINDOW))
-        under_way: deque[tuple[range, asyncio.Task[memoryview]]] = deque()
+        waiting = deque(range(n, min(n + _WINDOW, span.stop)) for n in range(span.start, span.stop, _WINDOW))
         # Fresh buffers would be given back to the system and asked for again at every turn, which costs more than AES.
-        buffers = [bytearray(min(_WINDOW, len(span)) * CHUNK) for _ in range(min(_AHEAD + 1, len(windows)))]
+        wire = [bytearray(len(waiting[0]) * WIRE_CHUNK) for _ in range(min(_AHEAD, len(waiting)))]
+        plain = [memoryview(bytearray(len(waiting[0]) * CHUNK)) for _ in range(min(2, len(waiting)))]
+        coming: deque[tuple[range, bytearray, asyncio.Task[Sealed]]] = deque()
+        order = self.in_order()
+
+        def ask() -> None:
+            while waiting and wire:
+                window, buffer = waiting.popleft(), wire.pop()
+                coming.append((window, buffer, asyncio.ensure_future(self.sealed(window, buffer))))
+
+        async def opened() -> tuple[range, memoryview]:
+            window, buffer, task = coming[0]
+            sealed = await task
+            plain.reverse()
+            out = plain[0][: self._span_size(window)]
+            await asyncio.to_thread(self.open_into, window, sealed.data, out, order)
+            coming.popleft()
+            wire.append(buffer)
+            ask()
+            return window, out
+
+        ask()
+        opening: asyncio.Task[tuple[range, memoryview]] | None = None
         try:
-            while windows or under_way:
-                while windows and len(under_way) < _AHEAD:
-                    window = windows.popleft()
-                    under_way.append((window, asyncio.ensure_future(self._chunks(window, buffers[0]))))
-                    buffers.append(buffers.pop(0))
-                window, task = under_way[0]
-                plain = await task
-                under_way.popleft()
+            # One is opened while the one before is used.
+            opening = asyncio.ensure_future(opened()) if coming else None
+            while opening is not None:
+                window, piece = await opening
+                opening = asyncio.ensure_future(opened()) if coming else None
                 base = window.start * CHUNK
-                yield plain[max(0, start - base) : end - base]
+                yield piece[max(0, start - base) : end - base]
         finally:
-            for _, task in under_way:
+            left = [task for _, _, task in coming] + ([opening] if opening is not None else [])
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
@@ -326,8 +425,8 @@ atexit.register(_forget_unfinished)
 class ObjectWriter:
     """One object being written: seal a block, send it, and at the end commit or abort.
 
-    `seal` and `send` are apart so that one block is sealed in one thread while another is on its way. Two buffers are
-    used in turn, so at most one block may be under way while the next is sealed.
+    `seal` and `send` are apart so that one block is sealed in one thread while others are on their way: at most `AHEAD`
+    of them, since that many buffers and one more are used in turn.
 
     Parameters
     ----------
@@ -347,7 +446,8 @@ class ObjectWriter:
         self._upload = upload
         self._sealer = BodySealer(dek)
         self._head = header
-        self._buffers = [bytearray(), bytearray()]
+        self._buffers = deque(bytearray() for _ in range(AHEAD + 1))
+        self._turn: asyncio.Lock | None = None
         self._open = True
         self._finished = False
         self._pid = os.getpid()
@@ -359,7 +459,7 @@ class ObjectWriter:
         _unfinished.add(self)
 
     def seal(self, plain: bytes | bytearray | memoryview) -> memoryview:
-        """Return the sealed bytes of at most one `BLOCK` of plaintext; valid until the call after the next.
+        """Return the sealed bytes of at most one `BLOCK` of plaintext; valid for `AHEAD` more calls.
 
         Raises
         ------
@@ -367,7 +467,7 @@ class ObjectWriter:
             In a child that was forked after the write was opened: both would use the same key and nonces.
         """
         self._check_process()
-        self._buffers.reverse()
+        self._buffers.rotate()
         buffer = self._buffers[0]
         need = len(self._head) + BodySealer.room(len(plain))
         if len(buffer) < need:
@@ -383,27 +483,49 @@ class ObjectWriter:
             hint = "open it in the process that writes it"
             raise StoreError(f"{self.path}: was opened for writing in another process", path=self.path, hint=hint)
 
+    @property
+    def sends_now(self) -> bool:
+        """Whether `send_now` reaches the host."""
+        return self._upload.blocking
+
+    def send_now(self, sealed: memoryview) -> None:
+        """Hand sealed bytes to the host, from any one thread and without the loop, where `sends_now`.
+
+        Raises
+        ------
+        StoreError
+            When the host refuses; the caller MUST abort then.
+        """
+        self._sending(sealed)
+        with named(self.path, self._name):
+            self._upload.write_now(sealed)
+
     async def send(self, sealed: memoryview | bytes) -> None:
-        """Hand sealed bytes to the host.
+        """Hand sealed bytes to the host; several calls that are made one after the other go in that order.
 
         Raises
         ------
         StoreError
             When the host refuses; the write can then only be aborted.
         """
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        async with self._turn:
+            self._sending(sealed)
+            try:
+                if sealed:
+                    with named(self.path, self._name):
+                        await self._upload.write(sealed)
+            except BaseException:
+                # A gap may be in what the host has now; no later commit must make it visible.
+                await self.abort()
+                raise
+
+    def _sending(self, sealed: memoryview | bytes) -> None:
         if not self._open:
             raise StoreError(f"{self.path}: the write was given up", path=self.path)
-        if not sealed:
-            return
         if len(self._first) < OVERHEAD:
             self._first += sealed[: OVERHEAD - len(self._first)]
-        try:
-            with named(self.path, self._name):
-                await self._upload.write(sealed)
-        except BaseException:
-            # A gap may be in what the host has now; no later commit must make it visible.
-            await self.abort()
-            raise
 
     async def write(self, plain: bytes | bytearray | memoryview) -> None:
         """Seal and send any number of bytes."""

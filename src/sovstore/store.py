@@ -304,7 +304,7 @@ class Store:
         except ObjectNotFoundError as exc:
             raise await self._missing(path) from exc
         # A handle stays open for longer than the keys of its store may be used: a revoked KEK stops it too.
-        reader.may_go_on = self.keyset
+        reader.may_go_on, reader.may_go_on_now = self.keyset, self._held.are_young
         return reader
 
     async def reader_outside(self, backend: Backend, name: str, path: str, *, what: str) -> ObjectReader:
@@ -329,7 +329,7 @@ class Store:
             return await self._dek(path, header, what=what)
 
         reader = await ObjectReader.open(backend, name, what, unwrap)
-        reader.may_go_on = self.keyset
+        reader.may_go_on, reader.may_go_on_now = self.keyset, self._held.are_young
         return reader
 
     async def _missing(self, path: str) -> StoreError | FormatError:

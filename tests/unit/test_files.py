@@ -22,9 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sovstore.backends.base import Backend, Upload
-from sovstore.errors import StoreError, StoreUnavailableError, UnsupportedError
-from sovstore.files import CompressedFile, SequentialCache, check_mode, handled_exception, leaving_by_exception
+from sovstore.backends.base import Backend, OpenedNow, Upload
+from sovstore.errors import IntegrityError, StoreError, StoreUnavailableError, UnsupportedError
+from sovstore.files import CompressedFile, check_mode, handled_exception, leaving_by_exception
+from sovstore.format.body import OVERHEAD
+from sovstore.format.cobblestone import WIRE_CHUNK
 from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, wrap_backends
 from tests.stores import make_store, open_fs
 
@@ -51,56 +53,149 @@ def unharmed(host: Host) -> None:
     assert host.unfinished() == []
 
 
-# The cache
-
-
-def _cache(data: bytes) -> tuple[SequentialCache, list[tuple[int, int]]]:
-    asked: list[tuple[int, int]] = []
-
-    def fetch(start: int, end: int) -> bytes:
-        assert 0 <= start < end <= len(data)
-        asked.append((start, end))
-        return data[start:end]
-
-    return SequentialCache(5 * MIB, fetch, len(data)), asked
-
+# Reading ahead
 
 _DATA = bytes(range(256)) * (9 * MIB // 256) + b"the end"
-_PLACES = st.integers(0, len(_DATA) + 10) | st.sampled_from([0, CHUNK, CHUNK - 1, 4 * MIB, len(_DATA), len(_DATA) - 1])
+_PLACES = st.integers(0, len(_DATA)) | st.sampled_from([0, CHUNK, CHUNK - 1, 4 * MIB, len(_DATA), len(_DATA) - 1])
 _LENGTHS = st.sampled_from([0, 1, 100, CHUNK, CHUNK + 1, 200_000, 4 * MIB, 6 * MIB])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(
-    st.lists(st.tuples(_PLACES, st.sampled_from([0, 1, 100, CHUNK, CHUNK + 1, 200_000, 4 * MIB, 6 * MIB])), max_size=12)
-)
-def test_the_cache_gives_what_is_there(reads: list[tuple[int, int]]) -> None:
-    cache, _ = _cache(_DATA)
-    for start, size in reads:
-        assert cache._fetch(start, start + size) == _DATA[start : start + size]
+class Asked(Through):
+    """A host that notes the chunks that it is asked for, in requests of the loop or, where it can, without it."""
+
+    def __init__(self, inner: Backend, asked: list[range]) -> None:
+        super().__init__(inner, Counter())
+        self.asked, self.blocking = asked, inner.blocking
+
+    def note(self, start: int, end: int) -> None:
+        self.asked.append(range((start - OVERHEAD) // WIRE_CHUNK, -((OVERHEAD - end) // WIRE_CHUNK)))
+
+    async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes | bytearray:
+        if name.startswith(".sovstore/"):
+            return await self.inner.read(name, start, end, etag=etag)
+        self.note(start, end)
+        return await self.inner.read(name, start, end, etag=etag)
+
+    def open_now(self, name: str, *, etag: str | None = None) -> OpenedNow:
+        return AskedNow(self.inner.open_now(name, etag=etag), self)
 
 
+class AskedNow(OpenedNow):
+    def __init__(self, inner: OpenedNow, host: Asked) -> None:
+        self.inner, self.host = inner, host
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        self.host.note(start, start + len(out))
+        return self.inner.read_into(start, out)
+
+
+@pytest.fixture
+def nine_mib(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    """A store with one large object, and the chunks that its host is asked for."""
+    asked: list[range] = []
+    with pytest.MonkeyPatch.context() as patch:
+        cheap_key_files(patch)
+        file = make_store(tmp_path, provider=request.param)
+        wrap_backends(patch, lambda inner: Asked(inner, asked))
+        fs = open_fs(file)
+        fs.pipe_file("large", _DATA)
+        yield fs, asked
+
+
+on_each_host = pytest.mark.parametrize("nine_mib", PROVIDERS, indirect=True)
+
+
+@on_each_host
+def test_a_file_gives_what_is_there(nine_mib: Any) -> None:
+    fs, _ = nine_mib
+    hold = Counter[str]()
+
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+    @given(st.lists(st.tuples(st.none() | _PLACES, _LENGTHS, st.booleans()), max_size=12))
+    def check(reads: list[tuple[int | None, int, bool]]) -> None:
+        with fs.open("large") as file:
+            for start, size, into in reads:
+                if start is not None:
+                    file.seek(start)
+                start = file.tell()
+                out = bytearray(size)
+                got = bytes(out[: file.readinto(out)]) if into else file.read(size)
+                assert got == _DATA[start : start + size]
+                hold["bytes"] += len(got)
+
+    check()
+    assert hold["bytes"]
+
+
+@on_each_host
 @pytest.mark.parametrize("step", [1000, CHUNK, 50_000, MIB, 5 * MIB])
-def test_a_sequential_reader_fetches_each_byte_once(step: int) -> None:
-    cache, asked = _cache(_DATA)
-    for start in range(0, len(_DATA), step):
-        cache._fetch(start, start + step)
-    assert sum(end - start for start, end in asked) == len(_DATA)
-    assert len(asked) < 20
-    assert cache._fetch(None, None) == _DATA
+def test_a_sequential_reader_fetches_each_byte_once(nine_mib: Any, step: int) -> None:
+    fs, asked = nine_mib
+    asked.clear()
+    with fs.open("large") as file:
+        assert b"".join(iter(lambda: file.read(step), b"")) == _DATA
+        assert file.read() == b""
+    numbers = sorted(number for span in asked[2:] for number in span)
+    # What came with opening it is not fetched again; the first two are of that: the start, and the end.
+    last = len(_DATA) // CHUNK
+    assert numbers == list(range(4, last - 5))
+    assert len(asked) < (16 if fs.store.config.provider == "memory" else 30)
 
 
-def test_a_random_read_fetches_whole_chunks_and_no_more() -> None:
-    cache, asked = _cache(_DATA)
-    for start, size in ((100 * CHUNK + 5, 10), (3 * CHUNK, CHUNK), (200 * CHUNK - 1, 2), (5, 10)):
-        cache._fetch(start, start + size)
-    assert asked == [
-        (100 * CHUNK, 101 * CHUNK),
-        (3 * CHUNK, 4 * CHUNK),
-        (199 * CHUNK, 201 * CHUNK),
-        # It follows on nothing, so nothing is read ahead.
-        (0, CHUNK),
-    ]
+@on_each_host
+def test_a_random_read_fetches_whole_chunks_and_no_more(nine_mib: Any) -> None:
+    fs, asked = nine_mib
+    with fs.open("large") as file:
+        asked.clear()
+        for start, size in ((100 * CHUNK + 5, 10), (30 * CHUNK, CHUNK), (200 * CHUNK - 1, 2), (5, 10), (100, 10)):
+            file.seek(start)
+            assert file.read(size) == _DATA[start : start + size]
+    # The start came when it was opened.
+    assert asked == [range(100, 101), range(30, 31), range(199, 201)]
+
+
+@pytest.mark.parametrize("nine_mib", ["memory"], indirect=True)
+def test_a_large_read_is_one_request(nine_mib: Any) -> None:
+    """A reader of Parquet asks for a column of a row group at once, and pays for each request."""
+    fs, asked = nine_mib
+    with fs.open("large") as file:
+        asked.clear()
+        file.seek(MIB)
+        assert file.read(6 * MIB) == _DATA[MIB : 7 * MIB]
+        assert asked == [range(64, 448)]
+
+
+@pytest.mark.parametrize("nine_mib", ["local"], indirect=True)
+@pytest.mark.parametrize("place", [100, 300 * CHUNK + 10, 9 * MIB])
+@pytest.mark.parametrize("from_start", [True, False])
+def test_what_does_not_authenticate_never_reaches_the_buffer(nine_mib: Any, place: int, from_start: bool) -> None:
+    """AES-GCM decrypts before it compares the tag: the buffer is the caller's own, and must not keep it."""
+    fs, _ = nine_mib
+    path = Path(Host(fs).name("large"))
+    original = path.read_bytes()
+    number = place // CHUNK
+    damaged = bytearray(original)
+    damaged[OVERHEAD + number * WIRE_CHUNK + place % CHUNK] ^= 1
+    # In place, so that it is the same file with the same times, as a host would do it.
+    status = path.stat()
+    out = bytearray(b"\xa5" * (10 * MIB))
+    with fs.open("large") as file:
+        path.write_bytes(damaged)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        try:
+            start = 0 if from_start else max(0, number - 1) * CHUNK
+            file.seek(start)
+            cached = number < 4 or number >= len(_DATA) // CHUNK - 5
+            if cached:
+                assert file.readinto(out) == len(_DATA) - start
+            else:
+                with pytest.raises(IntegrityError):
+                    file.readinto(out)
+                kept = out[number * CHUNK - start : (number + 1) * CHUNK - start]
+                assert set(kept) <= {0xA5} or set(kept) == {0}
+        finally:
+            path.write_bytes(original)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 # Reading
@@ -207,7 +302,7 @@ class Failing(Through):
                 raise StoreUnavailableError("the host is away for a moment")
             await real(data)
 
-        upload.write = write  # type: ignore[method-assign]
+        upload.write, upload.blocking = write, False  # type: ignore[method-assign]
         return upload
 
 
@@ -224,7 +319,7 @@ def test_a_write_that_the_host_refused_once_is_never_published(failing: Host) ->
     """Not even by a caller who goes on after the error: a part of the object is missing."""
     file = failing.fs.open("object", "wb")
     with pytest.raises((StoreError, ValueError)):
-        file.writelines([bytes(MIB)] * 6)
+        file.writelines([bytes(MIB)] * 9)
     with contextlib.suppress(StoreError):
         file.close()
     unharmed(failing)

@@ -87,6 +87,9 @@ class Stat:
 class Upload(ABC):
     """One write under way. Nothing of it is visible under its name before `commit` returns."""
 
+    #: Whether bytes get to the host without the loop: `write_now` is there then.
+    blocking: bool = False
+
     @abstractmethod
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes. MUST be done with `data` when it returns; the caller reuses the buffer.
@@ -96,6 +99,10 @@ class Upload(ABC):
         StoreError
             When the host refuses; the upload can then only be aborted.
         """
+
+    def write_now(self, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, in any one thread, where `blocking`. MUST be done with `data` when it returns."""
+        raise NotImplementedError
 
     @abstractmethod
     async def commit(self) -> None:
@@ -119,6 +126,20 @@ class Upload(ABC):
         """Let nothing be committed later, without waiting: the process is ending, or is a fork of the writer's."""
 
 
+class OpenedNow(ABC):
+    """One version of an object, held open; whoever replaces or deletes it changes nothing of what is read from here."""
+
+    @abstractmethod
+    def read_into(self, start: int, out: memoryview) -> int:
+        """Fill `out` with the bytes from `start` on, in any thread.
+
+        Returns
+        -------
+        int
+            Bytes read: fewer than fit only where the object ends.
+        """
+
+
 class Backend(ABC):
     """One root at one host, used from one event loop.
 
@@ -128,6 +149,8 @@ class Backend(ABC):
 
     #: Whether folders exist by themselves at this host, also when empty.
     real_folders: bool = False
+    #: Whether bytes come from the host without the loop: `open_now` is there then.
+    blocking: bool = False
     #: Conditions that the host itself keeps, also against another client, as ``operation:condition``. ``put`` is an
     #: object of one request, ``complete`` a larger one; ``create`` is "only if there is none", ``replace`` and
     #: ``match`` "only if the ETag is still this"; all are in `sovstore.backends.providers.CONDITIONS`. A driver keeps
@@ -160,6 +183,16 @@ class Backend(ABC):
         ObjectChangedError
             When the ETag is another one.
         """
+
+    def open_now(self, name: str, *, etag: str | None = None) -> OpenedNow:
+        """Return one version of an object, held open, without the loop, where `blocking`.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError, ObjectChangedError
+            As `read`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     async def upload(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sovstore import beside
-from sovstore.backends.base import STALE, TEMPORARY, Backend, Stat, Upload
+from sovstore.backends.base import STALE, TEMPORARY, Backend, OpenedNow, Stat, Upload
 from sovstore.errors import (
     FormatError,
     IsFolderError,
@@ -160,14 +160,36 @@ def _below(root: Path, name: str) -> Path:
         When a component of it is a symbolic link: a folder that somebody else can write to (NFS, SMB) could lead
         reads, writes and deletions anywhere on this machine.
     """
-    path = root
+    path = str(root)
     for part in name.rstrip("/").split("/") if name else ():
-        path = path / part
+        path = f"{path}/{part}"
         with suppress(FileNotFoundError, NotADirectoryError):
             if stat_module.S_ISLNK(os.lstat(path).st_mode):
                 hint = "sovstore did not make it; remove it"
                 raise FormatError(f"{name}: leads through a symbolic link", path=name, hint=hint)
-    return path
+    return Path(path)
+
+
+class _LocalFile(OpenedNow):
+    """A file held open, until nobody has this any more."""
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self._name, self._descriptor = name, descriptor
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        """Fill `out` with the bytes from `start` on."""
+        done = 0
+        try:
+            while done < len(out) and (read := os.preadv(self._descriptor, [out[done : done + _SLICE]], start + done)):
+                done += read
+        except OSError:
+            with _mapped(self._name):
+                raise
+        return done
+
+    def __del__(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
 
 
 class LocalBackend(Backend):
@@ -180,6 +202,7 @@ class LocalBackend(Backend):
     """
 
     real_folders = True
+    blocking = True
     conditions = frozenset({"read:match", "put:create", "put:replace", "complete:create", "complete:replace"})
 
     def __init__(self, root: str) -> None:
@@ -215,15 +238,8 @@ class LocalBackend(Backend):
 
     def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
         with _mapped(name):
-            descriptor = os.open(self._path(name), _READ)
+            descriptor = self._open(name, etag)
             try:
-                status = os.fstat(descriptor)
-                if stat_module.S_ISDIR(status.st_mode):
-                    raise IsFolderError(f"{name}: is a folder", path=name)
-                if not stat_module.S_ISREG(status.st_mode):
-                    raise FormatError(f"{name}: not a file", path=name, hint="sovstore did not make it; remove it")
-                if etag is not None and _etag(status) != etag:
-                    raise ObjectChangedError(f"{name}: changed while it was read", path=name)
                 pieces = []
                 while start < end and (piece := os.pread(descriptor, min(end - start, _SLICE), start)):
                     pieces.append(piece)
@@ -231,6 +247,27 @@ class LocalBackend(Backend):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
             finally:
                 os.close(descriptor)
+
+    def open_now(self, name: str, *, etag: str | None = None) -> OpenedNow:
+        """Return a file held open."""
+        with _mapped(name):
+            return _LocalFile(name, self._open(name, etag))
+
+    def _open(self, name: str, etag: str | None) -> int:
+        """Return the descriptor of a file that is still the one of `etag`."""
+        descriptor = os.open(self._path(name), _READ)
+        try:
+            status = os.fstat(descriptor)
+            if stat_module.S_ISDIR(status.st_mode):
+                raise IsFolderError(f"{name}: is a folder", path=name)
+            if not stat_module.S_ISREG(status.st_mode):
+                raise FormatError(f"{name}: not a file", path=name, hint="sovstore did not make it; remove it")
+            if etag is not None and _etag(status) != etag:
+                raise ObjectChangedError(f"{name}: changed while it was read", path=name)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     async def upload(
         self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
@@ -398,6 +435,8 @@ def _copied(source: int, target: int, start: int, end: int) -> int:
 
 class _LocalUpload(Upload):
     """A temporary file, locked while its writer lives."""
+
+    blocking = True
 
     def __init__(self, root: Path, name: str, run: _Run, *, create: bool, if_match: str | None) -> None:
         self._run, self._root, self._name, self._create, self._if_match = run, root, name, create, if_match

@@ -14,6 +14,7 @@ from sovstore.format.cobblestone import (
     WIRE_CHUNK,
     Buffer,
     ChunkOpener,
+    wipe,
 )
 from sovstore.format.header import HEADER
 from sovstore.secret import Secret
@@ -154,44 +155,54 @@ class BodySealer:
 
 
 class BodyStreamOpener:
-    """Decrypts one body, in order; what it returns is authentic, and `finalize` says that it is complete.
+    """Opens the whole chunks of one body in order, from chunk 0 on. Not for use from two threads at once.
+
+    One native call for many chunks, where `body_opener` needs one for each: that lets the other core work.
 
     Parameters
     ----------
     dek : Secret
         32 bytes.
+    prefix : bytes
+        The first 56 bytes of the body.
     what : str
         The object, for error messages.
+
+    Attributes
+    ----------
+    next : int
+        Number of the chunk that comes next.
     """
 
-    __slots__ = ("_decryptor", "_what")
+    __slots__ = ("_decryptor", "_prefix", "_what", "next")
 
-    def __init__(self, dek: Secret, *, what: str) -> None:
+    def __init__(self, dek: Secret, prefix: Buffer, *, what: str) -> None:
         self._decryptor = Cobblestone256Decryptor(dek.reveal(), CONTEXT)
-        self._what = what
+        self._prefix: Buffer | None = prefix
+        self._what, self.next = what, 0
 
-    def update(self, sealed: Buffer) -> bytes:
-        """Return the plaintext of the chunks that are complete by now.
+    def open_into(self, sealed: Buffer, out: memoryview) -> None:
+        """Decrypt the next chunks.
 
-        Raises
-        ------
-        IntegrityError
-            When a chunk or the key commitment does not authenticate, now or in an earlier call.
-        """
-        try:
-            return self._decryptor.update(sealed)
-        except (InvalidTag, AlreadyFinalized) as exc:
-            raise IntegrityError(f"{self._what}: failed authentication", path=self._what) from exc
-
-    def finalize(self) -> bytes:
-        """Return the plaintext of the last chunk.
+        Parameters
+        ----------
+        sealed : bytes
+            Whole encrypted chunks of 16400 bytes; the last chunk of a body, which is shorter, is none of them.
+        out : memoryview
+            Where the plaintext goes: 16384 bytes for each.
 
         Raises
         ------
         IntegrityError
-            When the body is truncated or extended.
+            When a chunk or the key commitment does not authenticate, now or in an earlier call. Nothing is in `out`
+            then.
         """
         try:
-            return self._decryptor.finalize()
-        except (InvalidTag, AlreadyFinalized) as exc:
+            if self._prefix is not None:
+                self._decryptor.update_into(self._prefix, out[:0])
+                self._prefix = None
+            self._decryptor.update_into(sealed, out)
+        except (InvalidTag, AlreadyFinalized, ValueError) as exc:
+            wipe(out)
             raise IntegrityError(f"{self._what}: failed authentication", path=self._what) from exc
+        self.next += len(sealed) // WIRE_CHUNK

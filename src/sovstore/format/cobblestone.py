@@ -97,6 +97,11 @@ def _derive(key: Secret, salt: bytes, context: bytes) -> tuple[AESGCM, int, byte
     return AESGCM(derived[:32]), int.from_bytes(derived[32:44], "big"), derived[44:]
 
 
+def wipe(out: memoryview) -> None:
+    """Overwrite what did not authenticate: AES-GCM has decrypted it by the time that it compares the tag."""
+    out[:] = bytes(len(out))
+
+
 class ChunkOpener:
     """Opens any chunk of one message, in any order, from any thread.
 
@@ -142,7 +147,7 @@ class ChunkOpener:
         Raises
         ------
         IntegrityError
-            When a chunk does not authenticate. `out` then holds nothing that may be used.
+            When a chunk does not authenticate. Nothing is in `out` then.
         """
         written = 0
         try:
@@ -153,5 +158,6 @@ class ChunkOpener:
                 written += self._aead.decrypt_into(nonce, piece, None, target)
                 chunk_no += 1
         except (InvalidTag, ValueError) as exc:
+            wipe(out)
             raise IntegrityError(f"{self.what}: chunk {chunk_no} failed authentication", path=self.what) from exc
         return written

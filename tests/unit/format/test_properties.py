@@ -14,6 +14,7 @@ from sovstore.format import body, header
 from sovstore.format.cobblestone import CHUNK
 from sovstore.format.names import EncryptedNames, PlainNames, check_path
 from sovstore.secret import Secret
+from tests.bodies import open_in_order
 
 STORE, KEY_ID, STORE_KEY = bytes(range(16)), bytes(range(16, 32)), Secret(bytes(range(32)))
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 5]
@@ -82,8 +83,7 @@ def test_a_body_streams_and_reads_at_random(size):
             out += buffer[: sealer.update_into(piece, buffer)]
         out += sealer.finalize()
         assert header.HEADER + len(out) == body.wire_size(size)
-        opener = body.BodyStreamOpener(dek, what="x")
-        assert opener.update(out) + opener.finalize() == plain
+        assert open_in_order(dek, bytes(out), max(1, step // CHUNK)) == plain
     reader = body.body_opener(dek, out[:56], what="x")
     for chunk_no in range(size // CHUNK + 1):
         start = body.wire_offset(chunk_no) - header.HEADER

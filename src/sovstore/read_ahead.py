@@ -1,0 +1,231 @@
+"""What a file that is read fetches: just the chunks of a random read, and more and more ahead of a sequential one.
+
+Chunks are kept sealed and opened straight into the buffer of the reader, so each byte is moved once after it came.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+from fsspec.caching import BaseCache
+
+from sovstore.concurrency import Aside, Coming
+from sovstore.format.body import BodyStreamOpener
+from sovstore.format.cobblestone import CHUNK, WIRE_CHUNK
+from sovstore.objects import ObjectReader, Sealed
+
+#: Requests that are on their way, or waiting to be read, beside the one that is read from.
+_AT_ONCE = 4
+#: Chunks read ahead by the first sequential read; each further one doubles them.
+_FIRST = 4
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Chunks of one request that reads ahead; of one that was asked for; of each where that was more; kept ahead."""
+
+    window: int
+    asked: int
+    large: int
+    ahead: int
+
+
+#: A file of this machine: a megabyte, which the processor's cache holds from the read to the decryption.
+_BLOCKING = _Limits(window=64, asked=64, large=64, ahead=192)
+#: Over the network a request costs more than its bytes: a read of up to 32 MiB is one.
+_REMOTE = _Limits(window=128, asked=2048, large=512, ahead=512)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Chunks that were asked for."""
+
+    span: range
+    coming: Future[Sealed] | Coming[Sealed]
+    buffer: bytearray | None
+
+
+class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
+    """Reads one object for one file. Calls from several threads wait for each other.
+
+    Parameters
+    ----------
+    reader : ObjectReader
+        The opened object.
+    block_size : int
+        What fsspec says of the file; nothing is read by it.
+    submit : callable
+        Runs a coroutine in the loop of the reader.
+    """
+
+    name = "sov"
+
+    def __init__(
+        self, reader: ObjectReader, block_size: int, submit: Callable[[Coroutine[Any, Any, Any]], Future[Any]]
+    ) -> None:
+        super().__init__(block_size, None, reader.plain_size)
+        self._reader, self._submit = reader, submit
+        self._limits = _BLOCKING if reader.reads_now else _REMOTE
+        self._last = range(reader.plain_size // CHUNK + 1)
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Hold nothing: at first, and in a child that was forked, where no thread of the parent goes on."""
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._aside: Aside | None = None
+        self._windows: deque[_Window] = deque()
+        self._spare: list[bytearray] = []
+        self._current: _Window | None = None
+        # The last read; the end of the chunks that were asked for; how many are read ahead.
+        self._begun, self._next, self._asked, self._ahead = 0, 0, 0, 0
+        self._order: BodyStreamOpener | None = self._reader.in_order()
+        # One chunk that was read in part.
+        self._plain, self._plain_no, self._plain_size = memoryview(bytearray(min(CHUNK, self.size))), -1, 0
+
+    def _fetch(self, start: int | None, stop: int | None) -> bytes:
+        start = 0 if start is None else start
+        stop = self.size if stop is None else min(stop, self.size)
+        if start >= stop:
+            return b""
+        # BytesIO hands its buffer over; a bytearray would have to be copied once more.
+        whole = BytesIO()
+        whole.seek(stop - start - 1)
+        whole.write(b"\0")
+        with whole.getbuffer() as out:
+            self.read_into(start, out)
+        return whole.getvalue()
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the plaintext from `start` on; the object MUST have as much.
+
+        Raises
+        ------
+        IntegrityError, ObjectChangedError, StoreError
+            As `ObjectReader.sealed`. What is in `out` then is authentic, or zeros, or what was there before.
+        """
+        if self._pid != os.getpid():
+            self._start_over()
+        with self._lock:
+            try:
+                self._read_into(start, out)
+            except BaseException:
+                self._forget(0)
+                raise
+
+    def _read_into(self, start: int, out: memoryview) -> None:
+        done, wanted, stop = 0, len(out), -(-(start + len(out)) // CHUNK)
+        follows = self._begun <= start <= self._next
+        held: Sealed | None = None
+        while done < wanted:
+            number, skipped = divmod(start + done, CHUNK)
+            if number != self._plain_no:
+                if held is None or number not in held.span:
+                    held = self._held(number, stop, follows=follows)
+                whole = 0 if skipped else min((wanted - done) // CHUNK, held.span.stop - number)
+                if whole:
+                    span = range(number, number + whole)
+                    self._reader.open_into(span, held.slice(span), out[done : done + whole * CHUNK], self._order)
+                    done += whole * CHUNK
+                    continue
+                self._open_one(number, held)
+            piece = self._plain[skipped : min(self._plain_size, skipped + wanted - done)]
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+        self._begun, self._next = start, start + wanted
+
+    def _open_one(self, number: int, held: Sealed) -> None:
+        self._plain_no = -1
+        span, self._plain_size = range(number, number + 1), min(CHUNK, self.size - number * CHUNK)
+        self._reader.open_into(span, held.slice(span), self._plain[: self._plain_size], self._order)
+        self._plain_no = number
+
+    def _held(self, chunk_no: int, stop: int, *, follows: bool) -> Sealed:
+        """Return chunks with `chunk_no` among them, and see to it that those up to `stop` are on their way."""
+        for cached in self._reader.cached:
+            if chunk_no in cached.span:
+                self.hit_count += 1
+                return cached
+        window = self._window(chunk_no)
+        if window is None and chunk_no != self._asked:
+            self._forget(chunk_no)
+        if not follows:
+            self._ahead = 0
+        elif window is None or window is not self._current:
+            self._ahead = min(self._limits.ahead, max(_FIRST, 2 * self._ahead))
+        # One that was read stays: a reader of lines goes back a little.
+        while len(self._windows) > 2 and chunk_no >= self._windows[2].span.start:
+            self._drop(self._windows.popleft())
+        self._ask(stop)
+        window = self._current = window or self._window(chunk_no)
+        assert window is not None  # noqa: S101  # nosec B101  # it was asked for
+        return window.coming.result()
+
+    def _window(self, chunk_no: int) -> _Window | None:
+        return next((window for window in self._windows if chunk_no in window.span), None)
+
+    def _ask(self, stop: int) -> None:
+        limits, end = self._limits, self._reader.cached[-1].span.start
+        stop = min(stop, end)
+        while len(self._windows) <= _AT_ONCE:
+            missing, rest = stop - self._asked, min(end, stop + self._ahead) - self._asked
+            # Not a little at each read: what is only kept ahead is asked for in pieces that are worth a request.
+            if missing <= 0 and rest < max(1, min(limits.window, self._ahead // 2, end - self._asked)):
+                break
+            most = limits.asked if missing <= limits.asked else limits.large
+            count = max(min(missing, most), min(rest, limits.window))
+            # Windows that end where blocks of a power of two do are opened in one piece by whoever reads such blocks.
+            past = (self._asked + count) % limits.window
+            if past < count - max(missing, 0):
+                count -= past
+            self._launch(range(self._asked, self._asked + count))
+            self._asked += count
+
+    def _launch(self, span: range) -> None:
+        reader = self._reader
+        self.miss_count += 1
+        self.total_requested_bytes += len(span) * CHUNK
+        if not reader.reads_now:
+            self._windows.append(_Window(span, self._submit(reader.sealed(span)), None))
+            return
+        if not reader.may_go_on_now() and reader.may_go_on is not None:
+            self._submit(_awaited(reader.may_go_on)).result()
+        buffer = self._spare.pop() if self._spare else bytearray(min(self._limits.window, len(self._last)) * WIRE_CHUNK)
+        coming = Coming(partial(reader.sealed_now, span, buffer))
+        if len(span) < self._limits.window:
+            coming.run()
+        else:
+            self._aside = self._aside or Aside("sovstore-ahead")
+            self._aside.submit(coming)
+        self._windows.append(_Window(span, coming, buffer))
+
+    def _drop(self, window: _Window) -> None:
+        # A thread may still be filling a buffer that nobody waits for: it is let go with the buffer.
+        over = window.coming.cancel() or window.coming.done()
+        if over and window.buffer is not None:
+            self._spare.append(window.buffer)
+
+    def _forget(self, chunk_no: int) -> None:
+        while self._windows:
+            self._drop(self._windows.popleft())
+        self._current, self._asked, self._ahead = None, chunk_no, 0
+
+    def close(self) -> None:
+        """Give back the buffers and the thread."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._forget(0)
+                self._spare.clear()
+                self._aside = None
+                self._reader.close()
+
+
+async def _awaited(call: Callable[[], Any]) -> None:
+    await call()
