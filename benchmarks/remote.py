@@ -105,6 +105,7 @@ def hosted(server: Any, more: str = "") -> Iterator[dict[str, Any]]:
             describe_twin(file, file.parent, STORE, **place, transport="obstore")
             facts = {
                 "folder": folder,
+                "stores": [STORE, TWIN],
                 "config": str(file),
                 "bucket": bucket,
                 "environment": environment,
@@ -187,7 +188,7 @@ def counted(server: Any, facts: Facts) -> Iterator[dict[str, Any]]:
         config.write_text(_HAPROXY.format(host=LOOPBACK, port=port, figures_port=figures_port, server_port=server.port))
         group.start("haproxy", ["haproxy", "-db", "-f", str(config)])
         group.wait_until(lambda: accepts_connections(figures_port), what="haproxy accepts connections")
-        endpoints = {f"SOVSTORE_STORES__{name.upper()}__ENDPOINT": url for name in (STORE, TWIN)}
+        endpoints = {f"SOVSTORE_STORES__{name.upper()}__ENDPOINT": url for name in facts["stores"]}
         yield {
             **facts,
             "options": {**facts["options"], "endpoint_url": url},
