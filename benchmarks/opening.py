@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.case import Case, Contender, Measured, measured
 from benchmarks.migration import _environment
 from benchmarks.remote import (
+    OBJECT_BYTES,
     STORE,
     TWIN,
     WARM,
@@ -35,6 +36,8 @@ from benchmarks.remote import (
 )
 from tests.stores import CONTROLLERS, make_store
 
+#: Sizes of a trial.
+SMALL = {"open_reads": 5}
 _BAO = "bao"
 
 
@@ -108,7 +111,7 @@ def _prepared(servers: Servers, sizes: Sizes) -> Iterator[Facts]:
             with _environment(environment):
                 make_store(Path(facts["folder"]), _BAO, kek=kek, **place)
                 fs, _ = _bao(found)
-                fs.pipe_file(WARM, bytes(4096))
+                fs.pipe_file(WARM, bytes(OBJECT_BYTES))
             with counted(server, found) as proxied:
                 yield {**found, "proxied": proxied, "reads": sizes.get("open_reads", 100)}
 

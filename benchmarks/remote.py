@@ -28,7 +28,8 @@ from tests.servers.process import process_group
 from tests.stores import describe_twin, make_store, on_azure, on_s3
 
 MIB = 2**20
-SMALL = 4096
+#: Of a small object.
+OBJECT_BYTES = 4096
 #: Names of the store in the configuration, by transport.
 STORE, TWIN = "cohortes", "twin"
 #: Read before anything is measured, so that connections and keys are there.
@@ -54,6 +55,9 @@ frontend figures
     stats enable
     stats uri /
 """
+
+#: Sizes of a trial.
+SMALL = {"remote_mib": 1, "remote_objects": 20}
 
 Facts = Mapping[str, Any]
 Sizes = Mapping[str, int]
@@ -113,7 +117,7 @@ def hosted(server: Any, more: str = "") -> Iterator[dict[str, Any]]:
                 **(_plain_azure(server, bucket) if is_azure else _plain_s3(server, bucket)),
             }
             for fs, root in (open_plain(facts), open_sov(facts)):
-                fs.pipe_file(f"{root}/{WARM}", os.urandom(SMALL))
+                fs.pipe_file(f"{root}/{WARM}", os.urandom(OBJECT_BYTES))
             yield facts
 
 
@@ -170,7 +174,7 @@ def warm(opened: Opened, *, writes: bool = False) -> Opened:
     """Read a small object of what was opened, or write one, which may need more; return the same."""
     fs, root = opened
     if writes:
-        fs.pipe_file(f"{root}/warm/{os.getpid()}", bytes(SMALL))
+        fs.pipe_file(f"{root}/warm/{os.getpid()}", bytes(OBJECT_BYTES))
         fs.rm_file(f"{root}/warm/{os.getpid()}")
     fs.cat_file(f"{root}/{WARM}")
     return opened
@@ -297,7 +301,7 @@ def _large(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
 
 def _small_put(open_it: Open, facts: Facts) -> Measured:
     fs, root = warm(open_it(facts), writes=True)
-    values = {path: os.urandom(SMALL) for path in _small_paths(f"{root}/put", facts)}
+    values = {path: os.urandom(OBJECT_BYTES) for path in _small_paths(f"{root}/put", facts)}
     done = measured(lambda: fs.pipe(values), len(values))
     fs.rm(list(values))
     return done
@@ -308,7 +312,7 @@ def _small_get(open_it: Open, facts: Facts) -> Measured:
     paths = _small_paths(f"{root}/get", facts)
     found: dict[str, bytes] = {}
     done = measured(lambda: found.update(fs.cat(paths)), len(paths))
-    if sum(map(len, found.values())) != SMALL * len(paths):
+    if sum(map(len, found.values())) != OBJECT_BYTES * len(paths):
         raise RuntimeError(f"{len(found)} objects of {len(paths)} arrived")
     return done
 
@@ -331,7 +335,7 @@ def _small(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
         found = {**facts, "count": sizes.get("remote_objects", 1000)}
         if what == "get":
             for fs, root in (open_plain(facts), open_sov(facts)):
-                fs.pipe({path: os.urandom(SMALL) for path in _small_paths(f"{root}/get", found)})
+                fs.pipe({path: os.urandom(OBJECT_BYTES) for path in _small_paths(f"{root}/get", found)})
         yield found
 
 

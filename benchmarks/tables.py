@@ -30,6 +30,8 @@ from benchmarks.remote import (
     warm,
 )
 
+#: Sizes of a trial.
+SMALL = {"rows": 10_000}
 GROUPS = 10
 #: Person and visit, concept, day, value, unit: as a table of measurements in OMOP.
 COLUMNS = ("measurement_id", "person_id", "concept_id", "date", "value", "range_high", "unit")
