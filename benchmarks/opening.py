@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.case import Case, Contender, Measured, measured
 from benchmarks.migration import _environment
 from benchmarks.remote import (
+    INSTALLED,
     OBJECT_BYTES,
     STORE,
     TWIN,
@@ -116,9 +117,9 @@ def _prepared(servers: Servers, sizes: Sizes) -> Iterator[Facts]:
                 yield {**found, "proxied": proxied, "reads": sizes.get("open_reads", 100)}
 
 
-def cases(servers: Servers | None = None) -> Sequence[Case]:
+def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
     """Return the cases of this module, on the servers as `servers` says."""
-    prepare = functools.partial(_prepared, servers or Servers())
+    prepare = functools.partial(_prepared, servers)
     cold = {
         "plain": "s3fs",
         "sov": "sovstore, key file",

@@ -21,6 +21,7 @@ import fsspec
 
 from benchmarks.case import Case, Contender, Measured, measured
 from benchmarks.migration import _PROVIDER, _environment
+from sovstore.errors import MissingDependencyError
 from sovstore.filesystem import SovFileSystem
 from tests.servers import azurite, ceph, openbao
 from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
@@ -67,6 +68,18 @@ Opened = tuple[Any, str]
 Open = Callable[[Facts], Opened]
 
 
+def _installed(server: Any) -> Start:
+    @contextlib.contextmanager
+    def start() -> Iterator[Any]:
+        if absent := server.missing():
+            name = server.__name__.rpartition(".")[2]
+            raise MissingDependencyError(f"{name}: {', '.join(absent)} not installed", path=name, hint="make servers")
+        with server.start() as running:
+            yield running
+
+    return start
+
+
 @dataclass(frozen=True)
 class Servers:
     """How the servers of the cases are started; a test gives those that run already.
@@ -77,9 +90,13 @@ class Servers:
         Returns a context manager of the running server.
     """
 
-    ceph: Start = ceph.start
-    azurite: Start = azurite.start
-    openbao: Start = openbao.start
+    ceph: Start
+    azurite: Start
+    openbao: Start
+
+
+#: Each case starts one of its own.
+INSTALLED = Servers(_installed(ceph), _installed(azurite), _installed(openbao))
 
 
 # What the cases need
@@ -348,9 +365,8 @@ def ours(function: str, plain: str, *, module: str = __name__) -> list[Contender
     return [Contender(name, f"{module}:{function}_{which}") for which, name in names.items()]
 
 
-def cases(servers: Servers | None = None) -> Sequence[Case]:
+def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
     """Return the cases of this module, on the servers as `servers` says."""
-    servers = servers or Servers()
     over_tls = functools.partial(_over_tls, servers.ceph)
     hosts: dict[str, tuple[str, Start, str]] = {
         "ceph-tls": ("Ceph over TLS", over_tls, "s3fs"),

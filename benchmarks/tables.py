@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.case import Case, Contender, Measured, measured
 from benchmarks.remote import (
+    INSTALLED,
     Facts,
     Open,
     Opened,
@@ -187,7 +188,7 @@ def _prepared(start: Start, case: str, sizes: Sizes) -> Iterator[Facts]:
         yield found
 
 
-def cases(servers: Servers | None = None) -> Sequence[Case]:
+def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
     """Return the cases of this module, on the servers as `servers` says."""
     titles = {
         "parquet-write": "write the table, row groups of a tenth",
@@ -202,7 +203,7 @@ def cases(servers: Servers | None = None) -> Sequence[Case]:
             f"{title}; Parquet of rows (10 million) rows, Ceph",
             "rows",
             [Contender(shown, f"{__name__}:{function}") for function, shown in who.items()],
-            functools.partial(_prepared, (servers or Servers()).ceph, name),
+            functools.partial(_prepared, servers.ceph, name),
             {"sovstore": 0.9, "sovstore, obstore": 0.9},
         )
         for name, title in titles.items()
