@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+
+class Skipped(Exception):  # noqa: N818  # nothing went wrong
+    """A contender does not take part at the sizes asked for; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,11 @@ class Contender:
     name : str
         As tables and plots show it.
     function : str
-        ``package.module:function``, called in a fresh process with the facts; returns a `Measured`.
+        ``package.module:function``, called in a fresh process with the facts; returns a `Measured`. What follows a
+        second colon, and a third, is given to it as further arguments, text.
     peer : str or None
-        Name of the environment below ``benchmarks/peers`` that has what it needs; None for the project's own.
+        Name of the folder of ``benchmarks/peers`` that says what it needs, in an environment of its own; None for the
+        project's own.
     """
 
     name: str
@@ -83,6 +87,10 @@ class Case:
         starts what the contenders need and yields the facts, JSON, that each of them is given.
     goals : mapping
         What the issue or the docs promise of a contender: least ratio of its speed to the first one's.
+    speeds : mapping
+        Likewise its least speed, in units per second.
+    limits : mapping
+        Likewise the most that figures of `Measured.extra` may be, by their names, for whoever has them.
     """
 
     name: str
@@ -91,3 +99,5 @@ class Case:
     contenders: Sequence[Contender]
     prepare: Callable[[Mapping[str, int]], AbstractContextManager[Mapping[str, Any]]]
     goals: Mapping[str, float] = field(default_factory=dict)
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
