@@ -252,10 +252,6 @@ def _get(open_it: Open, facts: Facts) -> Measured:
     return done
 
 
-put_plain, put_sov, put_twin = (functools.partial(_put, open_it) for open_it in (open_plain, open_sov, open_twin))
-get_plain, get_sov, get_twin = (functools.partial(_get, open_it) for open_it in (open_plain, open_sov, open_twin))
-
-
 def put_obstore(facts: Facts) -> Measured:
     """Measure `obstore.put` of a file."""
     import obstore
@@ -310,7 +306,7 @@ def _large(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
         if what == "get":
             for fs, root in (open_plain(facts), open_sov(facts)):
                 fs.put_file(str(file), f"{root}/get")
-        yield {**facts, "file": str(file), "size": size}
+        yield {**facts, "what": what, "file": str(file), "size": size}
 
 
 # Many small objects
@@ -334,14 +330,6 @@ def _small_get(open_it: Open, facts: Facts) -> Measured:
     return done
 
 
-small_put_plain, small_put_sov, small_put_twin = (
-    functools.partial(_small_put, open_it) for open_it in (open_plain, open_sov, open_twin)
-)
-small_get_plain, small_get_sov, small_get_twin = (
-    functools.partial(_small_get, open_it) for open_it in (open_plain, open_sov, open_twin)
-)
-
-
 def _small_paths(folder: str, facts: Facts) -> list[str]:
     return [f"{folder}/{number:06d}" for number in range(facts["count"])]
 
@@ -349,7 +337,7 @@ def _small_paths(folder: str, facts: Facts) -> list[str]:
 @contextlib.contextmanager
 def _small(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
     with start() as server, hosted(server) as facts:
-        found = {**facts, "count": sizes.get("remote_objects", 1000)}
+        found = {**facts, "what": f"small-{what}", "count": sizes.get("remote_objects", 1000)}
         if what == "get":
             for fs, root in (open_plain(facts), open_sov(facts)):
                 fs.pipe({path: os.urandom(OBJECT_BYTES) for path in _small_paths(f"{root}/get", found)})
@@ -359,10 +347,19 @@ def _small(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
 # The cases
 
 
-def ours(function: str, plain: str, *, module: str = __name__) -> list[Contender]:
-    """Return the contenders that all of these cases have: the plain filesystem, and both transports of sovstore."""
+_WORKS = {"put": _put, "get": _get, "small-put": _small_put, "small-get": _small_get}
+
+
+def _take(open_it: Open, facts: Facts) -> Measured:
+    return _WORKS[facts["what"]](open_it, facts)
+
+
+plain, sov, twin = (functools.partial(_take, open_it) for open_it in (open_plain, open_sov, open_twin))
+
+
+def _who(plain: str) -> list[Contender]:
     names = {"plain": plain, "sov": "sovstore", "twin": "sovstore, obstore"}
-    return [Contender(name, f"{module}:{function}_{which}") for which, name in names.items()]
+    return [Contender(name, f"{__name__}:{function}") for function, name in names.items()]
 
 
 def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
@@ -379,7 +376,7 @@ def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
             f"{what}-{key}",
             f"{what} an object of remote_mib (256) MiB, {host}, whole files",
             "MiB",
-            [*ours(what, plain), Contender("obstore", f"{__name__}:{what}_obstore")],
+            [*_who(plain), Contender("obstore", f"{__name__}:{what}_obstore")],
             functools.partial(_large, start, what),
             # What the goals were set for.
             goals[what] if key == "ceph-tls" else {},
@@ -392,7 +389,7 @@ def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
             f"small-{what}-ceph",
             f"{what} remote_objects (1,000) objects of 4 KiB in one call, Ceph",
             "objects",
-            ours(f"small_{what}", "s3fs"),
+            _who("s3fs"),
             functools.partial(_small, servers.ceph, what),
             {"sovstore": 0.9, "sovstore, obstore": 2.0},
         )
