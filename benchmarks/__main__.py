@@ -24,7 +24,7 @@ from benchmarks.case import Case, Contender, Measured
 from benchmarks.machine import machine, noise, versions
 from benchmarks.runner import Results, Run, measure, run_fresh
 
-#: Each has `CASES`, and may have `TRIAL`: the sizes of --small, by name.
+#: Each has `CASES`, and may have `SMALL`: the sizes of --small, by name.
 MODULES = ("benchmarks.local", "benchmarks.remote", "benchmarks.tables", "benchmarks.scaling", "benchmarks.opening")
 _CEILING = Contender("AES-256-GCM", "benchmarks.machine:ceiling")
 _CEILING_BYTES = 256 * 2**20
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; print Markdown."""
     modules = [importlib.import_module(name) for name in MODULES if importlib.util.find_spec(name)]
     cases = {case.name: case for module in modules for case in module.CASES}
-    small = {name: value for module in modules for name, value in getattr(module, "TRIAL", {}).items()}
+    small = {name: value for module in modules for name, value in getattr(module, "SMALL", {}).items()}
     parser = _parser(small)
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.cases if name not in cases]:

@@ -90,7 +90,7 @@ class Case:
     speeds : mapping
         Likewise its least speed, in units per second.
     limits : mapping
-        Likewise the most that figures of `Measured.extra` may be, by their names, for whoever has them.
+        Likewise the most that figures of its `Measured.extra` may be, by their names.
     """
 
     name: str
@@ -100,4 +100,4 @@ class Case:
     prepare: Callable[[Mapping[str, int]], AbstractContextManager[Mapping[str, Any]]]
     goals: Mapping[str, float] = field(default_factory=dict)
     speeds: Mapping[str, float] = field(default_factory=dict)
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

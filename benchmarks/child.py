@@ -1,4 +1,4 @@
-"""Runs one contender, once: ``python -m benchmarks.child MODULE:FUNCTION[:ARGUMENT]``, facts on stdin, figures on stdout.
+"""Runs one contender, once: ``python -m benchmarks.child MODULE:FUNCTION[:ARGUMENT]``, facts in, figures out, as JSON.
 
 Peers run it in environments of their own: the standard library is all that it needs.
 """

@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import re
+import shutil
 import subprocess  # nosec B404  # fresh interpreters
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from tests.stores import make_store, open_fs
 MIB = 2**20
 SMALL_OBJECT = 4096
 #: For a trial.
-TRIAL = {
+SMALL = {
     "stream_mib": 16,
     "random_mib": 16,
     "random_reads": 500,
@@ -152,21 +153,20 @@ def _fill_plain(facts: Facts) -> Path:
 
 def _random(read_size: int, sizes: Sizes) -> contextlib.AbstractContextManager[Facts]:
     size = sizes.get("random_mib", 1024) * MIB
-    return _place(size=size, read_size=read_size, reads=sizes.get("random_reads", 5000))
+    # Steps of the golden ratio: all over the object, none twice, and the same for every contender.
+    step, room = int(size * 0.6180339887), size - read_size
+    offsets = [number * step % room for number in range(sizes.get("random_reads", 5000))]
+    return _place(size=size, read_size=read_size, offsets=offsets)
 
 
 def _reads(file: Any, facts: Facts) -> Measured:
-    # Steps of the golden ratio: all over the object, none twice, and the same for every contender.
-    room, step = facts["size"] - facts["read_size"], int(facts["size"] * 0.6180339887)
-    offsets = [number * step % room for number in range(facts["reads"])]
-
     def read() -> None:
-        for offset in offsets:
+        for offset in facts["offsets"]:
             file.seek(offset)
             if len(file.read(facts["read_size"])) != facts["read_size"]:
                 raise RuntimeError(f"short read at {offset}")
 
-    return measured(read, len(offsets))
+    return measured(read, len(facts["offsets"]))
 
 
 def random_sov(facts: Facts) -> Measured:
@@ -206,13 +206,16 @@ def small_write_sov(facts: Facts) -> Measured:
 def small_write_plain(facts: Facts) -> Measured:
     """Measure `write_bytes` of a path each."""
     values = {Path(facts["folder"], "plain", name): data for name, data in _fresh(facts).items()}
-    next(iter(values)).parent.mkdir(parents=True)
+    folder = Path(facts["folder"], "plain", str(os.getpid()))
+    folder.mkdir(parents=True)
 
     def write() -> None:
         for path, data in values.items():
             path.write_bytes(data)
 
-    return measured(write, len(values))
+    done = measured(write, len(values))
+    shutil.rmtree(folder)
+    return done
 
 
 def small_read_sov(facts: Facts) -> Measured:
@@ -386,6 +389,17 @@ _PACKAGES = {"no import": "sys", **{name: name for name in ("sovstore", "fsspec"
 
 # The cases
 
+#: What the environment of each is called.
+_PEERS = {
+    "Tink": "tink",
+    "AWS Encryption SDK": "aws_encryption_sdk",
+    "Azure client-side encryption": "azure_storage_blob",
+    "Crypt4GH": "crypt4gh",
+    "pyrage": "pyrage",
+    "fsspec-encrypted": "fsspec_encrypted",
+}
+#: These do one eighth: the first is slow, the other holds all of it in memory, several times.
+_PARTS = {"AWS Encryption SDK": 8, "fsspec-encrypted": 8}
 _CEILING = Contender("AES-256-GCM", "benchmarks.machine:ceiling")
 
 
@@ -394,7 +408,17 @@ def _ours(function: str, plain: str = "plain file") -> list[Contender]:
 
 
 def _peers(function: str, *names: str) -> list[Contender]:
-    return []
+    """Return those peers that can do the work: all that have a module of their own, unless named."""
+    work = "benchmarks.peers.work"
+    found = {name: _PEERS[name] for name in names or _PEERS}
+    return [
+        Contender(name, f"{work}:{function}:{peer}{f':{_PARTS[name]}' if name in _PARTS else ''}", peer)
+        for name, peer in found.items()
+    ]
+
+
+def _rclone(function: str) -> Contender:
+    return Contender("rclone crypt", f"benchmarks.peers.rclone:{function}")
 
 
 CASES: Sequence[Case] = (
@@ -402,7 +426,7 @@ CASES: Sequence[Case] = (
         "stream-write",
         "write one object of stream_mib (1,024) MiB, 1 MiB at a time, on memory",
         "MiB",
-        [_CEILING, *_ours("write"), *_peers("stream_write")],
+        [_CEILING, *_ours("write"), *_peers("stream_write"), _rclone("stream_write")],
         _stream,
         goals={"sovstore": 0.60},
     ),
@@ -410,7 +434,7 @@ CASES: Sequence[Case] = (
         "stream-read",
         "read one object of stream_mib (1,024) MiB, 1 MiB at a time, on memory",
         "MiB",
-        [_CEILING, *_ours("read"), *_peers("stream_read")],
+        [_CEILING, *_ours("read"), *_peers("stream_read"), _rclone("stream_read")],
         _stream,
         goals={"sovstore": 0.70},
     ),
@@ -419,7 +443,7 @@ CASES: Sequence[Case] = (
             f"random-{label}",
             f"read {read_size // 1024} KiB random_reads (5,000) times, in an open object of random_mib (1,024) MiB",
             "reads",
-            [*_ours("random"), *_peers("random_read")],
+            [*_ours("random"), *_peers("random_read", "Crypt4GH")],
             functools.partial(_random, read_size),
             speeds=speeds,
         )
@@ -442,7 +466,11 @@ CASES: Sequence[Case] = (
             f"small-{what}",
             f"{what} small_objects (10,000) objects of 4 KiB, on memory",
             "objects",
-            [*_ours(f"small_{what}", "plain files"), *_peers(f"small_{what}")],
+            [
+                *_ours(f"small_{what}", "plain files"),
+                *(_peers(f"small_{what}") if what != "list" else []),
+                _rclone(f"small_{what}"),
+            ],
             _small,
         )
         for what in ("write", "read", "list")
@@ -453,7 +481,9 @@ CASES: Sequence[Case] = (
         "MiB",
         [Contender(f"sovstore, {size:,} MiB", f"{__name__}:memory:{size}") for size in _STEPS_MIB],
         _memory,
-        limits={"written_bytes": 64 * MIB, "read_bytes": 64 * MIB},
+        limits={
+            f"sovstore, {size:,} MiB": dict.fromkeys(("written_bytes", "read_bytes"), 64 * MIB) for size in _STEPS_MIB
+        },
     ),
     Case(
         "import",
@@ -461,5 +491,6 @@ CASES: Sequence[Case] = (
         "imports",
         [Contender(name, f"{__name__}:importing:{package}") for name, package in _PACKAGES.items()],
         _imports,
+        limits={"sovstore": {"import_s": 0.1}},
     ),
 )

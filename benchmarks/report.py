@@ -110,7 +110,7 @@ def _goals(case: Case, name: str, speed: Spread, times: Spread | None, extra: Ma
         found[f">= {case.goals[name]:.2f} x"] = times.median >= case.goals[name]
     if name in case.speeds:
         found[f">= {case.speeds[name]:,.0f} {case.unit}/s"] = speed.median >= case.speeds[name]
-    for key, limit in case.limits.items():
+    for key, limit in case.limits.get(name, {}).items():
         if key in extra:
             found[f"{_named(key)} <= {_extra(key, limit)}"] = extra[key] <= limit
     return found
@@ -144,12 +144,13 @@ def preface(report: Mapping[str, Any]) -> str:
     machine, noise = report["machine"], report["noise"]
     flags = ", ".join(flag if has else f"no {flag}" for flag, has in machine["flags"].items())
     spread = "" if noise["spread"] is None else f"; AES-256-GCM in between was up to {noise['spread']:.0%} apart"
+    sizes = "".join(f", {name}={value}" for name, value in report["sizes"].items())
+    how = f"{report['rounds']} rounds{sizes}{', cut short' if report['interrupted'] else ''}{spread}"
     return (
         f"{report['date']}: {machine['processor']}, {machine['usable_cores']} cores ({flags}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, Python {machine['python']}.\n\n"
-        f"{report['rounds']} rounds{', cut short' if report['interrupted'] else ''}{spread}. Each contender ran once "
-        "in a round, in a fresh process. Figures are medians; ratios are of the same round, median (least to most); "
-        "above 1 is faster, or cheaper.\n"
+        f"{how}. Each contender ran once in a round, in a fresh process. Figures are medians; ratios are of the same "
+        "round, median (least to most); above 1 is faster, or cheaper.\n"
     )
 
 
