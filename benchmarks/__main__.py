@@ -100,11 +100,11 @@ def _list(cases: Iterable[Case]) -> None:
 
 
 def _measure(cases: Sequence[Case], run: Run, sizes: Mapping[str, int], args: argparse.Namespace) -> int:
-    taken, speeds, interrupted = [Results(case) for case in cases], [], False
+    taken, speeds, interrupted = [Results(case, sizes) for case in cases], [], False
     try:
         for results in taken:
             speeds += _ceiling(run)
-            measure(results, run, sizes=sizes, rounds=args.rounds, warm_up=not args.no_warm_up, say=_say)
+            measure(results, run, rounds=args.rounds, warm_up=not args.no_warm_up, say=_say)
         speeds += _ceiling(run)
     except KeyboardInterrupt:
         interrupted = True

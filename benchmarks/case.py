@@ -77,7 +77,8 @@ class Case:
     name : str
         As the command line takes it.
     title : str
-        One line: what is done, how much of it.
+        One line: what is done, how much of it; a size that can be asked for as ``name (default)``, such as
+        ``stream_mib (1,024) MiB``.
     unit : str
         Of `Measured.amount`: ``MiB``, ``reads``, ``objects``.
     contenders : sequence of Contender
@@ -91,6 +92,8 @@ class Case:
         Likewise its least speed, in units per second.
     limits : mapping
         Likewise the most that figures of its `Measured.extra` may be, by their names.
+    plotted : str
+        The figure of `Measured.extra` that the case is about, for its plot; the speed when empty.
     """
 
     name: str
@@ -101,3 +104,4 @@ class Case:
     goals: Mapping[str, float] = field(default_factory=dict)
     speeds: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    plotted: str = ""

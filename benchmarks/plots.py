@@ -4,47 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from benchmarks.report import Figures, figures
+from benchmarks.case import Case
+from benchmarks.report import Figures, Spread, count, figures, named, shown, title
 from benchmarks.runner import Results
 
-_OURS, _OTHERS = "#1b6ca8", "#9aa5b1"
+_OURS, _OTHERS, _GOAL = "#1b6ca8", "#9aa5b1", "#c0392b"
+#: A contender, the length of its bar, and the words behind it.
+_Bar = tuple[str, Spread, str]
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Write the plot of a case into a folder and return the files; none when there is nothing to show."""
     case = results.case
-    rows = [row for row in figures(results) if row.speed is not None]
-    if not rows:
+    bars = [bar for row in figures(results) for bar in _bars(row, case)]
+    if not bars:
         return []
-    spreads = [row.times or row.speed for row in rows]
-    medians = [spread.median for spread in spreads if spread]
-    errors = [
-        [spread.median - spread.least for spread in spreads if spread],
-        [spread.most - spread.median for spread in spreads if spread],
-    ]
-    figure = Figure(figsize=(9, 1.6 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.42 * len(bars)), layout="constrained")
+    figure.suptitle(title(results), fontsize=11, wrap=True)
     axes = figure.subplots()
-    colours = [_OURS if row.name.startswith("sovstore") else _OTHERS for row in rows]
-    bars = axes.barh([row.name for row in rows], medians, color=colours, height=0.66)
-    tops = [spread.most for spread in spreads if spread]
-    axes.errorbar(medians, range(len(rows)), xerr=errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
-    for bar, top, row in zip(bars, tops, rows, strict=True):
-        # Beyond the whisker, so that neither hides the other.
-        middle = bar.get_y() + bar.get_height() / 2
-        axes.annotate(_label(row, case.unit), (top, middle), (6, 0), textcoords="offset points", va="center")
-    for name, goal in case.goals.items():
-        axes.plot([goal] * 2, [y + at for y in _rows_of(rows, name) for at in (-0.42, 0.42)], color="#c0392b", lw=2)
-    axes.invert_yaxis()
-    # Room for the words behind the longest bar.
-    axes.set_xlim(0, max(tops) * 1.45)
-    axes.spines[["top", "right"]].set_visible(False)
-    first = case.contenders[0].name
-    related = all(row.times for row in rows)
-    goals = "; red: goal" if case.goals else ""
-    axes.set_xlabel(f"speed, times {first}: median, least to most{goals}" if related else f"{case.unit}/s")
-    figure.suptitle(case.title, fontsize=11, wrap=True)
+    _draw(axes, bars)
+    _label(axes, case)
+    _mark_goals(axes, [name for name, _, _ in bars], case)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{case.name}.{suffix}" for suffix in ("png", "svg")]
     for file in files:
@@ -52,11 +36,51 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return files
 
 
-def _rows_of(rows: list[Figures], name: str) -> list[int]:
-    return [number for number, row in enumerate(rows) if row.name == name]
+def _bars(row: Figures, case: Case) -> list[_Bar]:
+    if case.plotted:
+        return [
+            (row.name, found, shown(case.plotted, found.median)) for found in (row.extra.get(case.plotted),) if found
+        ]
+    if row.times is None or row.speed is None:
+        return []
+    return [(row.name, row.times, f"{row.times.median:.2g} x, {count(row.speed.median)} {case.unit}/s")]
 
 
-def _label(row: Figures, unit: str) -> str:
-    speed = row.speed.median if row.speed else 0
-    shown = f"{speed:,.0f} {unit}/s" if speed >= 100 else f"{speed:.3g} {unit}/s"
-    return f"{row.times.median:.2g} x, {shown}" if row.times else shown
+def _draw(axes: Axes, bars: list[_Bar]) -> None:
+    rows = range(len(bars))
+    medians = [spread.median for _, spread, _ in bars]
+    below = [spread.median - spread.least for _, spread, _ in bars]
+    above = [spread.most - spread.median for _, spread, _ in bars]
+    colours = [_OURS if name.startswith("sovstore") else _OTHERS for name, _, _ in bars]
+    axes.barh(rows, medians, color=colours, height=0.66)
+    axes.errorbar(medians, rows, xerr=[below, above], fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
+    axes.set_yticks(rows, [name for name, _, _ in bars])
+    for row, (_, spread, words) in zip(rows, bars, strict=True):
+        # Beyond the whisker, so that neither hides the other; on white, so that no mark runs through it.
+        axes.annotate(words, (spread.most, row), (7, 0), textcoords="offset points", va="center").set_bbox(
+            {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        )
+    # Always the same thickness of a bar, the first one at the top, and room for the words behind the longest.
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(0, max(spread.most for _, spread, _ in bars) * 1.45)
+
+
+def _label(axes: Axes, case: Case) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    if case.plotted:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(case.plotted, value)))
+    what = named(case.plotted) if case.plotted else f"speed, times that of {case.contenders[0].name}"
+    axes.set_xlabel(f"{what}: median, least to most{'; red: goal' if _goals(case) else ''}")
+
+
+def _mark_goals(axes: Axes, names: list[str], case: Case) -> None:
+    for name, goal in _goals(case).items():
+        if name in names and goal < axes.get_xlim()[1]:
+            row = names.index(name)
+            axes.plot([goal, goal], [row - 0.42, row + 0.42], color=_GOAL, linewidth=2, zorder=5)
+
+
+def _goals(case: Case) -> dict[str, float]:
+    if not case.plotted:
+        return dict(case.goals)
+    return {name: limits[case.plotted] for name, limits in case.limits.items() if case.plotted in limits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,7 +52,7 @@ class Figures:
         Its speed through that of the first contender of the same round, by the clock and by CPU seconds: more is
         better in both. None without one.
     extra : dict
-        Medians of `Measured.extra`.
+        `Measured.extra`.
     goals : dict
         Each goal, in words, and whether it was met.
     """
@@ -63,7 +64,7 @@ class Figures:
     cpu_s: float | None
     times: Spread | None
     cpu_times: Spread | None
-    extra: Mapping[str, float]
+    extra: Mapping[str, Spread]
     goals: Mapping[str, bool]
 
 
@@ -82,7 +83,7 @@ def _figures(case: Case, name: str, trouble: str, taken: Sequence[Measured], fir
         return Figures(name, trouble or "not measured", 0, None, None, None, None, {}, {})
     speed = Spread.of([one.amount / one.wall_s for one in taken])
     times, cpu_times = ratios(taken, first, _wall), ratios(taken, first, _cpu)
-    extra = {key: statistics.median(one.extra[key] for one in taken) for key in taken[0].extra}
+    extra = {key: Spread.of([one.extra[key] for one in taken]) for key in taken[0].extra}
     goals = _goals(case, name, speed, times, extra)
     cpu_s = statistics.median(_cpu(one) for one in taken)
     return Figures(name, trouble, len(taken), speed, cpu_s, times, cpu_times, extra, goals)
@@ -104,7 +105,7 @@ def ratios(one: Sequence[Measured], first: Sequence[Measured], cost: Callable[[M
     return Spread.of(found) if found else None
 
 
-def _goals(case: Case, name: str, speed: Spread, times: Spread | None, extra: Mapping[str, float]) -> dict[str, bool]:
+def _goals(case: Case, name: str, speed: Spread, times: Spread | None, extra: Mapping[str, Spread]) -> dict[str, bool]:
     found = {}
     if name in case.goals and times is not None:
         found[f">= {case.goals[name]:.2f} x"] = times.median >= case.goals[name]
@@ -112,7 +113,7 @@ def _goals(case: Case, name: str, speed: Spread, times: Spread | None, extra: Ma
         found[f">= {case.speeds[name]:,.0f} {case.unit}/s"] = speed.median >= case.speeds[name]
     for key, limit in case.limits.get(name, {}).items():
         if key in extra:
-            found[f"{_named(key)} <= {_extra(key, limit)}"] = extra[key] <= limit
+            found[f"{named(key)} <= {shown(key, limit)}"] = extra[key].median <= limit
     return found
 
 
@@ -129,14 +130,21 @@ def markdown(results: Results) -> str:
         if row.speed is None or row.cpu_s is None:
             lines.append([row.name, *["" for _ in titles[2:]], _one_line(row.trouble)])
             continue
-        also = [f"{_named(key)}: {_extra(key, value)}" for key, value in row.extra.items()]
+        also = [f"{named(key)}: {shown(key, value.median)}" for key, value in row.extra.items()]
         goals = [f"{goal}: {'met' if met else 'not met'}" for goal, met in row.goals.items()]
         goals += [f"{_one_line(row.trouble)} after {row.rounds} rounds"] if row.trouble else []
-        speeds = [_count(row.speed.median), seconds(row.cpu_s * per)]
+        speeds = [count(row.speed.median), seconds(row.cpu_s * per)]
         times = [str(times) if times else "" for times in (row.times, row.cpu_times)]
         lines.append([row.name, *speeds, *times, "; ".join(also), "; ".join(goals)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {case.name}\n\n{case.title[:1].upper()}{case.title[1:]}.\n\n{table}\n"
+    return f"## {case.name}\n\n{title(results)}.\n\n{table}\n"
+
+
+def title(results: Results) -> str:
+    """Return the title of a case, with the sizes that were asked for in place of their names."""
+    sizes, text = results.sizes, results.case.title
+    text = re.sub(r"(\w+) \(([\d,]+)\)", lambda found: f"{sizes[found[1]]:,}" if found[1] in sizes else found[2], text)
+    return text[:1].upper() + text[1:]
 
 
 def preface(report: Mapping[str, Any]) -> str:
@@ -169,7 +177,7 @@ def as_json(results: Results) -> dict[str, Any]:
         for contender, row in zip(case.contenders, figures(results), strict=True)
     ]
     goals = {"goals": dict(case.goals), "speeds": dict(case.speeds), "limits": dict(case.limits)}
-    about = {"name": case.name, "title": case.title, "unit": case.unit, "trouble": results.trouble, **goals}
+    about = {"name": case.name, "title": title(results), "unit": case.unit, "trouble": results.trouble, **goals}
     return {**about, "contenders": contenders}
 
 
@@ -182,17 +190,20 @@ def seconds(value: float) -> str:
     raise AssertionError("the last prefix takes all")
 
 
-def _named(key: str) -> str:
+def named(key: str) -> str:
+    """Return what a figure of `Measured.extra` is called, without its unit."""
     return key.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
 
 
-def _extra(key: str, value: float) -> str:
+def shown(key: str, value: float) -> str:
+    """Return a figure of `Measured.extra` with its unit."""
     if key.endswith("_bytes"):
         return f"{value / MIB:,.1f} MiB"
-    return seconds(value) if key.endswith("_s") else _count(value)
+    return seconds(value) if key.endswith("_s") else count(value)
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """Return a number with at least three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -31,6 +31,8 @@ class Results:
     ----------
     case : Case
         What was measured.
+    sizes : mapping
+        What was asked for.
     warm_up, rounds : dict
         What each contender needed, by its name: in the round that does not count, and in each of the others, in order.
     troubles : dict
@@ -40,6 +42,7 @@ class Results:
     """
 
     case: Case
+    sizes: Mapping[str, int] = field(default_factory=dict)
     warm_up: dict[str, Measured] = field(default_factory=dict)
     rounds: dict[str, list[Measured]] = field(default_factory=dict)
     troubles: dict[str, str] = field(default_factory=dict)
@@ -50,19 +53,15 @@ class Results:
 Run = Callable[[Contender, Mapping[str, Any]], Measured | str]
 
 
-def measure(
-    results: Results, run: Run, *, sizes: Mapping[str, int], rounds: int, warm_up: bool, say: Callable[[str], None]
-) -> None:
+def measure(results: Results, run: Run, *, rounds: int, warm_up: bool, say: Callable[[str], None]) -> None:
     """Measure a case into `results`, which are good for what was measured whenever this is interrupted.
 
     Parameters
     ----------
     results : Results
-        Of the case, empty.
+        Of the case and its sizes, empty.
     run : callable
         Runs one contender.
-    sizes : mapping
-        For the case's `prepare`.
     rounds : int
         How many count.
     warm_up : bool
@@ -73,7 +72,7 @@ def measure(
     case = results.case
     with contextlib.ExitStack() as stack:
         try:
-            facts = stack.enter_context(case.prepare(sizes))
+            facts = stack.enter_context(case.prepare(results.sizes))
         # A server that does not start is the trouble of this case; the others are measured all the same.
         except Exception as exc:  # noqa: BLE001
             kind = "not installed" if isinstance(exc, ImportError) else f"failed: {type(exc).__name__}"
