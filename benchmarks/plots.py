@@ -6,10 +6,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from benchmarks.case import Case
-from benchmarks.report import Figures, Spread, count, figures, named, shown, title
+from benchmarks.report import MIB, Figures, Spread, count, figures, named, shown, title
 from benchmarks.runner import Results
 
 _OURS, _OTHERS, _GOAL = "#1b6ca8", "#9aa5b1", "#c0392b"
@@ -27,8 +26,10 @@ def draw(results: Results, folder: Path) -> list[Path]:
     figure.suptitle(title(results), fontsize=11, wrap=True)
     axes = figure.subplots()
     _draw(axes, bars)
-    _label(axes, case)
     _mark_goals(axes, [name for name, _, _ in bars], case)
+    # Room for the words behind the longest bar.
+    axes.set_xlim(0, axes.dataLim.x1 * 1.45)
+    _label(axes, case)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{case.name}.{suffix}" for suffix in ("png", "svg")]
     for file in files:
@@ -38,9 +39,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 def _bars(row: Figures, case: Case) -> list[_Bar]:
     if case.plotted:
-        return [
-            (row.name, found, shown(case.plotted, found.median)) for found in (row.extra.get(case.plotted),) if found
-        ]
+        found, (scale, _) = row.extra.get(case.plotted), _scale(case)
+        if found is None:
+            return []
+        length = Spread(found.median * scale, found.least * scale, found.most * scale)
+        return [(row.name, length, shown(case.plotted, found.median))]
     if row.times is None or row.speed is None:
         return []
     return [(row.name, row.times, f"{row.times.median:.2g} x, {count(row.speed.median)} {case.unit}/s")]
@@ -60,22 +63,21 @@ def _draw(axes: Axes, bars: list[_Bar]) -> None:
         axes.annotate(words, (spread.most, row), (7, 0), textcoords="offset points", va="center").set_bbox(
             {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         )
-    # Always the same thickness of a bar, the first one at the top, and room for the words behind the longest.
+    # The first one at the top.
     axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_xlim(0, max(spread.most for _, spread, _ in bars) * 1.45)
 
 
 def _label(axes: Axes, case: Case) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    if case.plotted:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(case.plotted, value)))
-    what = named(case.plotted) if case.plotted else f"speed, times that of {case.contenders[0].name}"
+    what = (
+        f"{named(case.plotted)}{_scale(case)[1]}" if case.plotted else f"speed, times that of {case.contenders[0].name}"
+    )
     axes.set_xlabel(f"{what}: median, least to most{'; red: goal' if _goals(case) else ''}")
 
 
 def _mark_goals(axes: Axes, names: list[str], case: Case) -> None:
     for name, goal in _goals(case).items():
-        if name in names and goal < axes.get_xlim()[1]:
+        if name in names:
             row = names.index(name)
             axes.plot([goal, goal], [row - 0.42, row + 0.42], color=_GOAL, linewidth=2, zorder=5)
 
@@ -83,4 +85,12 @@ def _mark_goals(axes: Axes, names: list[str], case: Case) -> None:
 def _goals(case: Case) -> dict[str, float]:
     if not case.plotted:
         return dict(case.goals)
-    return {name: limits[case.plotted] for name, limits in case.limits.items() if case.plotted in limits}
+    scale, _ = _scale(case)
+    return {name: limits[case.plotted] * scale for name, limits in case.limits.items() if case.plotted in limits}
+
+
+def _scale(case: Case) -> tuple[float, str]:
+    """Return what the plotted figure is multiplied by, and what it is then in."""
+    if case.plotted.endswith("_bytes"):
+        return 1 / MIB, ", MiB"
+    return (1000, ", ms") if case.plotted.endswith("_s") else (1, "")
