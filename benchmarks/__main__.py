@@ -95,7 +95,7 @@ def _only(case: Case, names: Sequence[str] | None) -> Case:
 
 def _list(cases: Iterable[Case]) -> None:
     for case in cases:
-        names = ", ".join(contender.name for contender in case.contenders)
+        names = "; ".join(contender.name for contender in case.contenders)
         print(f"{case.name}\n  {case.title}\n  {names}")
 
 

@@ -78,7 +78,7 @@ class Case:
         As the command line takes it.
     title : str
         One line: what is done, how much of it; a size that can be asked for as ``name (default)``, such as
-        ``stream_mib (1,024) MiB``.
+        ``stream_mib (1,024) MiB`` or ``rows (10 million)``.
     unit : str
         Of `Measured.amount`: ``MiB``, ``reads``, ``objects``.
     contenders : sequence of Contender

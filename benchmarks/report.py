@@ -143,7 +143,11 @@ def markdown(results: Results) -> str:
 def title(results: Results) -> str:
     """Return the title of a case, with the sizes that were asked for in place of their names."""
     sizes, text = results.sizes, results.case.title
-    text = re.sub(r"(\w+) \(([\d,]+)\)", lambda found: f"{sizes[found[1]]:,}" if found[1] in sizes else found[2], text)
+    text = re.sub(
+        r"(\w+) \(([\d,]+(?: million)?)\)",
+        lambda found: f"{sizes[found[1]]:,}" if found[1] in sizes else found[2],
+        text,
+    )
     return text[:1].upper() + text[1:]
 
 
@@ -198,7 +202,7 @@ def named(key: str) -> str:
 def shown(key: str, value: float) -> str:
     """Return a figure of `Measured.extra` with its unit."""
     if key.endswith("_bytes"):
-        return f"{value / MIB:,.1f} MiB"
+        return f"{value / MIB:,.1f} MiB" if value >= MIB else f"{value / 1024:,.1f} KiB"
     return seconds(value) if key.endswith("_s") else count(value)
 
 
