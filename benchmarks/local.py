@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Case, Contender, Measured, Skipped, measured
+from benchmarks.machine import block_of_memory
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.body import BodySealer
 from sovstore.format.header import seal_header
@@ -75,12 +76,12 @@ def _stream(sizes: Sizes) -> contextlib.AbstractContextManager[Facts]:
     return _place(size=sizes.get("stream_mib", 1024) * MIB)
 
 
-def _write(file: Any, size: int, block: bytes | bytearray) -> None:
+def _write(file: Any, size: int, block: bytes | memoryview) -> None:
     for _ in range(size // MIB):
         file.write(block)
 
 
-def _read(file: Any, size: int, block: bytearray) -> None:
+def _read(file: Any, size: int, block: memoryview) -> None:
     found = 0
     while count := file.readinto(block):
         found += count
@@ -90,7 +91,7 @@ def _read(file: Any, size: int, block: bytearray) -> None:
 
 def write_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.open` and `write`."""
-    fs, block = open_sov(facts), bytearray(os.urandom(MIB))
+    fs, block = open_sov(facts), block_of_memory()
 
     def write() -> None:
         with fs.open("object", "wb") as file:
@@ -101,7 +102,7 @@ def write_sov(facts: Facts) -> Measured:
 
 def write_plain(facts: Facts) -> Measured:
     """Measure the same of a plain file."""
-    path, block = Path(facts["folder"], "plain"), bytearray(os.urandom(MIB))
+    path, block = Path(facts["folder"], "plain"), block_of_memory()
 
     def write() -> None:
         with path.open("wb", buffering=0) as file:
@@ -112,7 +113,7 @@ def write_plain(facts: Facts) -> Measured:
 
 def read_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.open` and `readinto`."""
-    fs, block = open_sov(facts), bytearray(MIB)
+    fs, block = open_sov(facts), block_of_memory()
     _fill_sov(fs, facts["size"])
 
     def read() -> None:
@@ -124,7 +125,7 @@ def read_sov(facts: Facts) -> Measured:
 
 def read_plain(facts: Facts) -> Measured:
     """Measure the same of a plain file."""
-    path, block = _fill_plain(facts), bytearray(MIB)
+    path, block = _fill_plain(facts), block_of_memory()
 
     def read() -> None:
         with path.open("rb", buffering=0) as file:
@@ -321,7 +322,7 @@ def memory(facts: Facts, step_mib: str) -> Measured:
     size_mib = int(step_mib)
     if size_mib > facts["most_mib"]:
         raise Skipped(f"memory_mib is {facts['most_mib']}")
-    fs, block, into = open_sov(facts), os.urandom(MIB), bytearray(MIB)
+    fs, block, into = open_sov(facts), block_of_memory(), block_of_memory()
     path, peaks = f"{size_mib}", dict[str, float]()
 
     def write() -> None:
