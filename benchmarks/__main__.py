@@ -1,128 +1,156 @@
-"""Streaming through a local store, beside one thread of AES-256-GCM on the same bytes.
+"""Measures sovstore beside what else does the same work, side by side in one run.
 
-Run ``python -m benchmarks``. Each round measures every case once, so that a machine that slows down slows all of them;
-a ratio is the median of the rounds' ratios. CPU seconds are of this process, all threads.
+Each case is some work and its contenders. In every round each contender does it once, in a fresh process, and they
+take turns at being first: a machine that slows down slows all of them. The first round warms up and does not count.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import functools
+import importlib
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from fsspec.asyn import get_loop, sync
+from benchmarks import report
+from benchmarks.case import Case, Contender, Measured
+from benchmarks.machine import machine, noise, versions
+from benchmarks.runner import Results, Run, measure, run_fresh
 
-from sovstore import config, store_creation
-from sovstore.filesystem import SovFileSystem
+#: Each has `CASES`, and may have `SMALL`: the sizes of --small, by name.
+MODULES = ("benchmarks.local", "benchmarks.remote", "benchmarks.tables", "benchmarks.scaling", "benchmarks.opening")
+_CEILING = Contender("AES-256-GCM", "benchmarks.machine:ceiling")
+_CEILING_BYTES = 256 * 2**20
+_EXAMPLES = """\
+examples:
+  python -m benchmarks --list
+  python -m benchmarks stream-write stream-read --json build/bench.json --plots build/plots
+  python -m benchmarks stream-write --size stream_mib=256 --rounds 7 --only AES-256-GCM sovstore
+  python -m benchmarks --small                  every case, on little data: shows that all of it runs
 
-MIB = 2**20
+The table says of each contender its speed, its CPU seconds, and both as ratios to the first contender's of the same
+round: above 1 is faster, or cheaper. Peers have environments of their own, which `make peers` makes.
+"""
 
 
-def _store(folder: Path) -> SovFileSystem:
-    """Return a new local store below `folder`."""
-    passphrase, file = folder / "passphrase", folder / "sovstore.toml"
-    passphrase.write_text("of the benchmark")
-    settings = {
-        "provider": "local",
-        "root": "host",
-        "kek": f"keyfile:{folder}/kek",
-        "passphrase_file": "passphrase",  # nosec B105  # the name of a file
-        "backup": "backup",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; print Markdown."""
+    modules = [importlib.import_module(name) for name in MODULES if importlib.util.find_spec(name)]
+    cases = {case.name: case for module in modules for case in module.CASES}
+    small = {name: value for module in modules for name, value in getattr(module, "SMALL", {}).items()}
+    parser = _parser(small)
+    args = parser.parse_args(arguments)
+    if unknown := [name for name in args.cases if name not in cases]:
+        parser.error(f"no such case: {', '.join(unknown)}; there are: {', '.join(cases)}")
+    if args.list:
+        _list(cases.values())
+        return 0
+    asked = [_only(cases[name], args.only) for name in args.cases or cases]
+    sizes = {**(small if args.small else {}), **dict(args.size)}
+    run = functools.partial(run_fresh, timeout_s=args.timeout)
+    return _measure([case for case in asked if case.contenders], run, sizes, args)
+
+
+def _parser(small: Mapping[str, int]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    little = ", ".join(f"{name}={value}" for name, value in small.items())
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="what to measure; everything by default")
+    parser.add_argument("--list", action="store_true", help="say which cases and contenders there are, and end")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count; 5 by default")
+    parser.add_argument("--no-warm-up", action="store_true", help="let the first round count")
+    parser.add_argument("--only", nargs="+", metavar="CONTENDER", help="leave out all others, but for the first one")
+    parser.add_argument(
+        "--size", type=_size, action="append", default=[], metavar="NAME=VALUE", help="how much; titles name the sizes"
+    )
+    parser.add_argument("--small", action="store_true", help=f"sizes for a trial: {little}")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds until a contender is killed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds, the machine and the versions")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write a PNG and an SVG of each case (matplotlib)")
+    return parser
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    return name, int(value)
+
+
+def _only(case: Case, names: Sequence[str] | None) -> Case:
+    """Return the case with some of its contenders: none, or also the one that the ratios are against."""
+    kept = [contender for contender in case.contenders if names is None or contender.name in names]
+    first = [contender for contender in case.contenders[:1] if kept and contender not in kept]
+    return replace(case, contenders=[*first, *kept])
+
+
+def _list(cases: Iterable[Case]) -> None:
+    for case in cases:
+        names = "; ".join(contender.name for contender in case.contenders)
+        print(f"{case.name}\n  {case.title}\n  {names}")
+
+
+def _measure(cases: Sequence[Case], run: Run, sizes: Mapping[str, int], args: argparse.Namespace) -> int:
+    taken, speeds, interrupted = [Results(case, sizes) for case in cases], [], False
+    try:
+        for results in taken:
+            speeds += _ceiling(run)
+            measure(results, run, rounds=args.rounds, warm_up=not args.no_warm_up, say=_say)
+        speeds += _ceiling(run)
+    except KeyboardInterrupt:
+        interrupted = True
+        _say("interrupted: what follows is what was measured so far")
+    found: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "rounds": args.rounds,
+        "warm_up": not args.no_warm_up,
+        "sizes": dict(sizes),
+        "interrupted": interrupted,
+        "machine": machine(),
+        "versions": versions(),
+        "noise": noise(speeds),
+        "cases": [report.as_json(results) for results in taken],
     }
-    config.write_settings(file, "bench", settings)
-    described = config.load(file).store("bench")
-
-    async def make() -> None:
-        await store_creation.create(
-            described, config.access(described), lambda made: config.write_settings(file, "bench", made)
-        )
-
-    sync(get_loop(), make)
-    fs = SovFileSystem("bench", config=str(file))
-    fs.ls("")
-    return fs
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join([report.preface(found), *(report.markdown(results) for results in taken)]))
+    if args.plots is not None:
+        _draw(taken, args.plots)
+    return 130 if interrupted else 0
 
 
-def _measure(work: Callable[[], None]) -> tuple[float, float]:
-    """Return wall and CPU seconds."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    work()
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def _ceiling(run: Run) -> list[float]:
+    """Return the speed of AES-256-GCM now, in MiB/s: what it varies by over a run is not of the contenders."""
+    found = run(_CEILING, {"size": _CEILING_BYTES})
+    return [found.amount / found.wall_s] if isinstance(found, Measured) else []
 
 
-def _cases(fs: SovFileSystem, plain: Path, size: int) -> dict[str, Callable[[], None]]:
-    block, out = bytearray(os.urandom(MIB)), bytearray(MIB + 16)
-    aead, nonce = AESGCM(os.urandom(32)), bytes(12)
-
-    def ceiling() -> None:
-        for _ in range(size // MIB):
-            aead.encrypt_into(nonce, block, None, out)
-
-    def write() -> None:
-        with fs.open("object", "wb") as file:
-            for _ in range(size // MIB):
-                file.write(block)
-
-    def read() -> None:
-        with fs.open("object", "rb") as file:
-            while file.readinto(block):
-                pass
-
-    def plain_write() -> None:
-        with plain.open("wb") as file:
-            for _ in range(size // MIB):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def plain_read() -> None:
-        with plain.open("rb") as file:
-            while file.readinto(block):
-                pass
-
-    return {
-        "AES-256-GCM, one thread, in memory": ceiling,
-        "plain file, write and sync": plain_write,
-        "plain file, read": plain_read,
-        "sov://, write": write,
-        "sov://, read": read,
-    }
+def _draw(taken: Sequence[Results], folder: Path) -> None:
+    try:
+        from benchmarks.plots import draw
+    except ImportError as exc:
+        _say(f"no plots: {exc}")
+        return
+    for results in taken:
+        for file in draw(results, folder):
+            _say(str(file))
 
 
-def main() -> None:
-    """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=256, help="size of the object")
-    parser.add_argument("--rounds", type=int, default=5)
-    # Memory, where there is some mounted: a disk would be what is measured.
-    shared = Path("/dev/shm")  # noqa: S108  # nosec B108  # a folder of our own is made in it
-    parser.add_argument("--folder", default=shared if shared.is_dir() else None, help="where the store lies")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        os.environ["XDG_STATE_HOME"] = str(folder)
-        cases = _cases(_store(folder), folder / "plain", args.mib * MIB)
-        results: dict[str, list[tuple[float, float]]] = {case: [] for case in cases}
-        for _ in range(args.rounds):
-            for case, work in cases.items():
-                results[case].append(_measure(work))
-    ceiling = next(iter(results.values()))
-    print(f"{args.mib} MiB, {args.rounds} rounds, {os.cpu_count()} cores, in {args.folder or 'a temporary folder'}\n")
-    print("| case | MiB/s (median) | CPU s/GiB | times the ceiling (median; least to most) |\n|---|---|---|---|")
-    for case, rows in results.items():
-        speed = statistics.median(args.mib / wall for wall, _ in rows)
-        cpu = statistics.median(cpu / args.mib * 1024 for _, cpu in rows)
-        ratios = sorted(c[0] / r[0] for c, r in zip(ceiling, rows, strict=True))
-        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        print(f"| {case} | {speed:.0f} | {cpu:.2f} | {spread} |")
+def _say(text: str) -> None:
+    print(f"benchmarks: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    # As Ctrl-C does: what was measured is written, and no server, process or folder stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

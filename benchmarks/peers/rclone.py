@@ -1,0 +1,119 @@
+"""rclone crypt over a local folder: each time a command of its own, and its start is in its time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess  # nosec B404  # rclone itself
+from pathlib import Path
+
+from benchmarks.case import Measured, measured
+from benchmarks.peers.work import MIB, SMALL_OBJECT, Facts
+
+
+def _rclone(facts: Facts, *arguments: str) -> str:
+    """Run rclone and return what it prints."""
+    config = Path(facts["folder"], "rclone.conf")
+    environment = os.environ | {"RCLONE_CONFIG": str(config)}
+    command = [_program(), *arguments]
+    done = subprocess.run(  # noqa: S603  # nosec B603  # our own
+        command, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"rclone {arguments[0]}: {done.stderr}")
+    return done.stdout
+
+
+def _program() -> str:
+    if found := shutil.which("rclone"):
+        return found
+    raise ImportError("rclone: apt-get install -y rclone")
+
+
+def _configure(facts: Facts) -> Path:
+    """Write the configuration unless an earlier round did, and return the folder that it is in."""
+    folder = Path(facts["folder"])
+    if not (folder / "rclone.conf").exists():
+        # rclone wants the passphrase as it obscures one itself; it is of no value.
+        obscured = _rclone(facts, "obscure", "of the benchmark").strip()
+        sections = f"[crypt]\ntype = crypt\nremote = {folder}/rclone\npassword = {obscured}\n"
+        (folder / "rclone.conf").write_text(sections)
+    return folder
+
+
+def stream_write(facts: Facts) -> Measured:
+    """Measure `rclone copyto` of a file."""
+    folder = _configure(facts)
+    source = folder / "rclone-source"
+    _fill(source, facts["size"])
+    # It would not copy what is there.
+    shutil.rmtree(folder / "rclone", ignore_errors=True)
+    return measured(lambda: _rclone(facts, "copyto", str(source), "crypt:object"), facts["size"] / MIB)
+
+
+def stream_read(facts: Facts) -> Measured:
+    """Measure `rclone copyto` into a file."""
+    folder = _configure(facts)
+    if not (folder / "rclone").exists():
+        _fill(folder / "rclone-source", facts["size"])
+        _rclone(facts, "copyto", str(folder / "rclone-source"), "crypt:object")
+        (folder / "rclone-source").unlink()
+    target = folder / "rclone-target"
+    done = measured(lambda: _rclone(facts, "copyto", "crypt:object", str(target)), facts["size"] / MIB)
+    _check(target.stat().st_size, facts["size"])
+    target.unlink()
+    return done
+
+
+def small_write(facts: Facts) -> Measured:
+    """Measure `rclone copy` of a folder."""
+    source = _small_source(_configure(facts), facts)
+    done = measured(lambda: _rclone(facts, "copy", str(source), "crypt:"), facts["count"])
+    shutil.rmtree(source.parent / "rclone")
+    return done
+
+
+def small_read(facts: Facts) -> Measured:
+    """Measure `rclone copy` into a folder."""
+    folder, target = _small_sealed(facts), Path(facts["folder"], f"rclone-{os.getpid()}")
+    done = measured(lambda: _rclone(facts, "copy", folder, str(target)), facts["count"])
+    _check(len(list(target.iterdir())), facts["count"])
+    shutil.rmtree(target)
+    return done
+
+
+def small_list(facts: Facts) -> Measured:
+    """Measure `rclone lsf` with sizes."""
+    folder, found = _small_sealed(facts), list[str]()
+    done = measured(lambda: found.extend(_rclone(facts, "lsf", "--format", "ps", folder).split()), facts["count"])
+    _check(len(found), facts["count"])
+    return done
+
+
+def _small_source(folder: Path, facts: Facts) -> Path:
+    source = folder / "rclone-source"
+    if not source.exists():
+        source.mkdir()
+        for number in range(facts["count"]):
+            (source / f"{number:06d}").write_bytes(os.urandom(SMALL_OBJECT))
+    return source
+
+
+def _small_sealed(facts: Facts) -> str:
+    folder = _configure(facts)
+    if not (folder / "rclone").exists():
+        _rclone(facts, "copy", str(_small_source(folder, facts)), "crypt:small")
+    return "crypt:small"
+
+
+def _fill(path: Path, size: int) -> None:
+    if not path.exists():
+        block = os.urandom(MIB)
+        with path.open("wb") as file:
+            for _ in range(size // MIB):
+                file.write(block)
+
+
+def _check(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise RuntimeError(f"{found} of {wanted} arrived")

@@ -1,0 +1,219 @@
+"""What was measured, as figures: medians, ratios pair by pair, Markdown and JSON."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.case import Case, Measured
+from benchmarks.runner import Results
+
+MIB = 2**20
+_SMALLER = ("", "m", "µ", "n")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median, and the least and the most of what it is of."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return that of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{_ratio(self.median)} ({_ratio(self.least)} to {_ratio(self.most)})"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one contender did, over all rounds.
+
+    Parameters
+    ----------
+    name : str
+        Of the contender.
+    trouble : str
+        Why it has no figures, or not of all rounds; empty when it has.
+    rounds : int
+        How many the figures are of; the others are None when it is 0.
+    speed : Spread
+        Units per second.
+    cpu_s : float
+        CPU seconds per unit, median.
+    times, cpu_times : Spread
+        Its speed through that of the first contender of the same round, by the clock and by CPU seconds: more is
+        better in both. None without one.
+    extra : dict
+        `Measured.extra`.
+    goals : dict
+        Each goal, in words, and whether it was met.
+    """
+
+    name: str
+    trouble: str
+    rounds: int
+    speed: Spread | None
+    cpu_s: float | None
+    times: Spread | None
+    cpu_times: Spread | None
+    extra: Mapping[str, Spread]
+    goals: Mapping[str, bool]
+
+
+def figures(results: Results) -> list[Figures]:
+    """Return the figures of each contender of a case, in its order."""
+    case = results.case
+    first = results.rounds.get(case.contenders[0].name, [])
+    return [
+        _figures(case, name, results.troubles.get(name, results.trouble), results.rounds.get(name, []), first)
+        for name in (contender.name for contender in case.contenders)
+    ]
+
+
+def _figures(case: Case, name: str, trouble: str, taken: Sequence[Measured], first: Sequence[Measured]) -> Figures:
+    if not taken:
+        return Figures(name, trouble or "not measured", 0, None, None, None, None, {}, {})
+    speed = Spread.of([one.amount / one.wall_s for one in taken])
+    times, cpu_times = ratios(taken, first, _wall), ratios(taken, first, _cpu)
+    extra = {key: Spread.of([one.extra[key] for one in taken]) for key in taken[0].extra}
+    goals = _goals(case, name, speed, times, extra)
+    cpu_s = statistics.median(_cpu(one) for one in taken)
+    return Figures(name, trouble, len(taken), speed, cpu_s, times, cpu_times, extra, goals)
+
+
+def _wall(one: Measured) -> float:
+    return one.wall_s / one.amount
+
+
+def _cpu(one: Measured) -> float:
+    return one.cpu_s / one.amount
+
+
+def ratios(one: Sequence[Measured], first: Sequence[Measured], cost: Callable[[Measured], float]) -> Spread | None:
+    """Return how many times cheaper `one` is than `first`, pair by pair of the rounds that both have."""
+    # A contender that fails, or Ctrl-C, leaves fewer rounds; they are the first ones.
+    pairs = [(cost(a), cost(b)) for a, b in zip(one, first, strict=False)]
+    found = [b / a for a, b in pairs if a and b]
+    return Spread.of(found) if found else None
+
+
+def _goals(case: Case, name: str, speed: Spread, times: Spread | None, extra: Mapping[str, Spread]) -> dict[str, bool]:
+    found = {}
+    if name in case.goals and times is not None:
+        found[f">= {case.goals[name]:.2f} x"] = times.median >= case.goals[name]
+    if name in case.speeds:
+        found[f">= {case.speeds[name]:,.0f} {case.unit}/s"] = speed.median >= case.speeds[name]
+    for key, limit in case.limits.get(name, {}).items():
+        if key in extra:
+            found[f"{named(key)} <= {shown(key, limit)}"] = extra[key].median <= limit
+    return found
+
+
+# For people
+
+
+def markdown(results: Results) -> str:
+    """Return the table of a case."""
+    case = results.case
+    per, unit = (1024, "GiB") if case.unit == "MiB" else (1, case.unit.removesuffix("s"))
+    titles = ["contender", f"{case.unit}/s", f"CPU s per {unit}", "speed, times the first", "by CPU s", "also", "goal"]
+    lines = [titles, ["---"] * len(titles)]
+    for row in figures(results):
+        if row.speed is None or row.cpu_s is None:
+            lines.append([row.name, *["" for _ in titles[2:]], _one_line(row.trouble)])
+            continue
+        also = [f"{named(key)}: {shown(key, value.median)}" for key, value in row.extra.items()]
+        goals = [f"{goal}: {'met' if met else 'not met'}" for goal, met in row.goals.items()]
+        goals += [f"{_one_line(row.trouble)} after {row.rounds} rounds"] if row.trouble else []
+        speeds = [count(row.speed.median), seconds(row.cpu_s * per)]
+        times = [str(times) if times else "" for times in (row.times, row.cpu_times)]
+        lines.append([row.name, *speeds, *times, "; ".join(also), "; ".join(goals)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {case.name}\n\n{title(results)}.\n\n{table}\n"
+
+
+def title(results: Results) -> str:
+    """Return the title of a case, with the sizes that were asked for in place of their names."""
+    sizes, text = results.sizes, results.case.title
+    text = re.sub(
+        r"(\w+) \(([\d,]+(?: million)?)\)",
+        lambda found: f"{sizes[found[1]]:,}" if found[1] in sizes else found[2],
+        text,
+    )
+    return text[:1].upper() + text[1:]
+
+
+def preface(report: Mapping[str, Any]) -> str:
+    """Return what to know before the tables: what was measured on, how, and how quiet it was."""
+    machine, noise = report["machine"], report["noise"]
+    flags = ", ".join(flag if has else f"no {flag}" for flag, has in machine["flags"].items())
+    spread = "" if noise["spread"] is None else f"; AES-256-GCM in between was up to {noise['spread']:.0%} apart"
+    sizes = "".join(f", {name}={value}" for name, value in report["sizes"].items())
+    how = f"{report['rounds']} rounds{sizes}{', cut short' if report['interrupted'] else ''}{spread}"
+    return (
+        f"{report['date']}: {machine['processor']}, {machine['usable_cores']} cores ({flags}), "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, Python {machine['python']}.\n\n"
+        f"{how}. Each contender ran once in a round, in a fresh process. Figures are medians; ratios are of the same "
+        "round, median (least to most); above 1 is faster, or cheaper.\n"
+    )
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Return all rounds of a case, and its figures."""
+    case = results.case
+    contenders = [
+        {
+            "name": contender.name,
+            "function": contender.function,
+            "peer": contender.peer,
+            "warm_up": asdict(results.warm_up[contender.name]) if contender.name in results.warm_up else None,
+            "rounds": [asdict(one) for one in results.rounds.get(contender.name, [])],
+            "figures": asdict(row),
+        }
+        for contender, row in zip(case.contenders, figures(results), strict=True)
+    ]
+    goals = {"goals": dict(case.goals), "speeds": dict(case.speeds), "limits": dict(case.limits)}
+    about = {"name": case.name, "title": title(results), "unit": case.unit, "trouble": results.trouble, **goals}
+    return {**about, "contenders": contenders}
+
+
+def seconds(value: float) -> str:
+    """Return seconds with three digits, in s, ms, µs or ns."""
+    for prefix in _SMALLER:
+        if value >= 0.995 or prefix == _SMALLER[-1] or value == 0:
+            return f"{value:.3g} {prefix}s"
+        value *= 1000
+    raise AssertionError("the last prefix takes all")
+
+
+def named(key: str) -> str:
+    """Return what a figure of `Measured.extra` is called, without its unit."""
+    return key.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+
+
+def shown(key: str, value: float) -> str:
+    """Return a figure of `Measured.extra` with its unit."""
+    if key.endswith("_bytes"):
+        return f"{value / MIB:,.1f} MiB" if value >= MIB else f"{value / 1024:,.1f} KiB"
+    return seconds(value) if key.endswith("_s") else count(value)
+
+
+def count(value: float) -> str:
+    """Return a number with at least three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")[:200]
