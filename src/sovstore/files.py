@@ -82,6 +82,9 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         ``sov``, or the name of one of fsspec's caches.
     """
 
+    cache: Any
+    _ahead: ReadAhead | None = None
+
     def __init__(self, fs: SovFileSystem, reader: ObjectReader, cache_type: str, **kwargs: Any) -> None:
         self._reader = reader
         own = cache_type == ReadAhead.name
@@ -93,8 +96,8 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             cache_type="none" if own else cache_type,
             **kwargs,
         )
-        self._ahead = ReadAhead(reader, self.blocksize, fs._submit) if own else None
-        self.cache = self._ahead or self.cache
+        if own:
+            self.cache = self._ahead = ReadAhead(reader, self.blocksize, fs._submit)
 
     def readinto(self, b: Any) -> int:  # any writable buffer
         """Fill a buffer, and return how many bytes are in it: fewer than fit only at the end of the object.

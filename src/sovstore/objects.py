@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self, TypeVar
 
 from sovstore.backends.base import Backend, OpenedNow, Stat, Upload
@@ -42,8 +43,12 @@ FIRST_WHOLE = OVERHEAD + 16 * WIRE_CHUNK
 _TAIL_CHUNKS = 6
 #: How often an object is opened that others keep replacing, with its size and its bytes asked for one after the other.
 _TURNS = 4
-#: Chunks fetched by one ranged read, and how many of these are under way at once.
-_WINDOW = 128
+#: Fewer chunks than this are opened at once, where a thread would cost more than it saves.
+_FEW = 16
+#: Chunks fetched by one ranged read over a network, where a request costs milliseconds, and on this machine; and how
+#: many of these are under way at once.
+_WINDOW = 256
+_WINDOW_NOW = 64
 _AHEAD = 3
 #: Sealed blocks of a write that may be on their way while the next one is sealed.
 AHEAD = 3
@@ -303,18 +308,21 @@ class ObjectReader:
     def _wire_range(self, span: range) -> tuple[int, int]:
         return wire_offset(span.start), min(wire_offset(span.stop), self.stat.size)
 
-    async def _chunks(self, span: range) -> memoryview:
-        """Return the plaintext of whole chunks, from what is cached or from the host."""
+    async def _sealed(self, span: range, buffer: bytearray | None = None) -> Sealed:
+        """Return whole chunks, from what is cached or from the host."""
         for cached in self.cached:
             if cached.holds(span):
-                return self._open_span(span, cached.slice(span))
-        sealed = await self.sealed(span)
-        if len(span) < 16:
-            return self._open_span(span, sealed.data)
-        # Taken here and not in the thread: each thread of the allocator keeps what it once had.
-        out = memoryview(bytearray(self._span_size(span)))
-        await asyncio.to_thread(self.open_into, span, sealed.data, out)
-        return out
+                return Sealed(span, cached.slice(span))
+        return await self.sealed(span, buffer)
+
+    def _windows(self, span: range) -> Iterator[range]:
+        """Yield `span` in the pieces that it is read in: none of what is cached is asked for once more."""
+        edges = {self.cached[0].span.stop, self.cached[-1].span.start}
+        cuts = [span.start, *sorted(edge for edge in edges if edge in span[1:]), span.stop]
+        size = _WINDOW_NOW if self.reads_now else _WINDOW
+        for start, stop in pairwise(cuts):
+            for first in range(start, stop, size):
+                yield range(first, min(first + size, stop))
 
     def clamp(self, start: int | None, end: int | None) -> tuple[int, int]:
         """Return a range as Python's slices would take it on `plain_size` bytes."""
@@ -333,10 +341,10 @@ class ObjectReader:
         """
         start, end = self.clamp(start, end)
         span = chunk_span(start, end)
-        if len(span) <= _WINDOW:
-            if not span:
-                return b""
-            chunks = await self._chunks(span)
+        if not span:
+            return b""
+        if len(span) < _FEW:
+            chunks = self._open_span(span, (await self._sealed(span)).data)
             return bytes(chunks[start - span.start * CHUNK : end - span.start * CHUNK])
         # BytesIO hands its buffer over; a bytearray would have to be copied once more. Its size is set first, since it
         # would move what it has when it grows.
@@ -349,7 +357,7 @@ class ObjectReader:
         return whole.getvalue()
 
     async def stream(self, start: int = 0, end: int | None = None) -> AsyncIterator[memoryview]:
-        """Yield plaintext bytes [start, end) in order, in pieces of at most 2 MiB, reading a few ahead.
+        """Yield plaintext bytes [start, end) in order, in pieces of at most 4 MiB, reading a few ahead.
 
         A piece is valid until the next is asked for: its buffer is used again.
 
@@ -360,17 +368,18 @@ class ObjectReader:
         """
         start, end = self.clamp(start, end)
         span = chunk_span(start, end)
-        waiting = deque(range(n, min(n + _WINDOW, span.stop)) for n in range(span.start, span.stop, _WINDOW))
+        waiting = deque(self._windows(span))
+        longest = max(map(len, waiting), default=0)
         # Fresh buffers would be given back to the system and asked for again at every turn, which costs more than AES.
-        wire = [bytearray(len(waiting[0]) * WIRE_CHUNK) for _ in range(min(_AHEAD, len(waiting)))]
-        plain = [memoryview(bytearray(len(waiting[0]) * CHUNK)) for _ in range(min(2, len(waiting)))]
+        wire = [bytearray(longest * WIRE_CHUNK if self.reads_now else 0) for _ in range(min(_AHEAD, len(waiting)))]
+        plain = [memoryview(bytearray(longest * CHUNK)) for _ in range(min(2, len(waiting)))]
         coming: deque[tuple[range, bytearray, asyncio.Task[Sealed]]] = deque()
         order = self.in_order()
 
         def ask() -> None:
             while waiting and wire:
                 window, buffer = waiting.popleft(), wire.pop()
-                coming.append((window, buffer, asyncio.ensure_future(self.sealed(window, buffer))))
+                coming.append((window, buffer, asyncio.ensure_future(self._sealed(window, buffer))))
 
         async def opened() -> tuple[range, memoryview]:
             window, buffer, task = coming[0]

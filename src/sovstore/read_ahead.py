@@ -24,24 +24,30 @@ from sovstore.objects import ObjectReader, Sealed
 
 #: Requests that are on their way, or waiting to be read, beside the one that is read from.
 _AT_ONCE = 4
-#: Chunks read ahead by the first sequential read; each further one doubles them.
-_FIRST = 4
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """Chunks of one request that reads ahead; of one that was asked for; of each where that was more; kept ahead."""
+    """Chunks of one request that reads ahead; of one that was asked for; of each where that was more.
+
+    Then of what is kept ahead: at first, at most, and how many times more whenever that was used; and how many may be
+    left out by a read that goes on all the same.
+    """
 
     window: int
     asked: int
     large: int
+    first: int
     ahead: int
+    grows: int
+    gap: int
 
 
 #: A file of this machine: a megabyte, which the processor's cache holds from the read to the decryption.
-_BLOCKING = _Limits(window=64, asked=64, large=64, ahead=192)
-#: Over the network a request costs more than its bytes: a read of up to 32 MiB is one.
-_REMOTE = _Limits(window=128, asked=2048, large=512, ahead=512)
+_BLOCKING = _Limits(window=64, asked=64, large=64, first=4, ahead=192, grows=2, gap=0)
+#: Over the network a request costs as much as a megabyte: a read of up to 32 MiB is one, and a reader of columns that
+#: leaves out less than that between two of them is taken to go on.
+_REMOTE = _Limits(window=256, asked=2048, large=512, first=16, ahead=1024, grows=4, gap=64)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
     def __init__(
         self, reader: ObjectReader, block_size: int, submit: Callable[[Coroutine[Any, Any, Any]], Future[Any]]
     ) -> None:
-        super().__init__(block_size, None, reader.plain_size)
+        # fsspec takes the fetcher of a file for its own, where it copies the whole of it.
+        super().__init__(block_size, self._fetch, reader.plain_size)
         self._reader, self._submit = reader, submit
         self._limits = _BLOCKING if reader.reads_now else _REMOTE
         self._last = range(reader.plain_size // CHUNK + 1)
@@ -88,7 +95,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         self._begun, self._next, self._asked, self._ahead = 0, 0, 0, 0
         self._order: BodyStreamOpener | None = self._reader.in_order()
         # One chunk that was read in part.
-        self._plain, self._plain_no, self._plain_size = memoryview(bytearray(min(CHUNK, self.size))), -1, 0
+        self._plain, self._plain_no, self._plain_size = memoryview(b""), -1, 0
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         start = 0 if start is None else start
@@ -122,7 +129,9 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
 
     def _read_into(self, start: int, out: memoryview) -> None:
         done, wanted, stop = 0, len(out), -(-(start + len(out)) // CHUNK)
-        follows = self._begun <= start <= self._next
+        # A first read goes on from the start, or from nowhere.
+        gap = self._limits.gap * CHUNK if self._next else 0
+        follows = self._begun <= start <= self._next + gap
         held: Sealed | None = None
         while done < wanted:
             number, skipped = divmod(start + done, CHUNK)
@@ -143,6 +152,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
 
     def _open_one(self, number: int, held: Sealed) -> None:
         self._plain_no = -1
+        if not self._plain:
+            self._plain = memoryview(bytearray(min(CHUNK, self.size)))
         span, self._plain_size = range(number, number + 1), min(CHUNK, self.size - number * CHUNK)
         self._reader.open_into(span, held.slice(span), self._plain[: self._plain_size], self._order)
         self._plain_no = number
@@ -154,12 +165,12 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
                 self.hit_count += 1
                 return cached
         window = self._window(chunk_no)
+        ahead, limits = self._ahead if follows else 0, self._limits
         if window is None and chunk_no != self._asked:
             self._forget(chunk_no)
-        if not follows:
-            self._ahead = 0
-        elif window is None or window is not self._current:
-            self._ahead = min(self._limits.ahead, max(_FIRST, 2 * self._ahead))
+        if follows and (window is None or window is not self._current):
+            ahead = min(limits.ahead, max(limits.first, limits.grows * ahead))
+        self._ahead = ahead
         # One that was read stays: a reader of lines goes back a little.
         while len(self._windows) > 2 and chunk_no >= self._windows[2].span.start:
             self._drop(self._windows.popleft())
@@ -183,7 +194,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
             count = max(min(missing, most), min(rest, limits.window))
             # Windows that end where blocks of a power of two do are opened in one piece by whoever reads such blocks.
             past = (self._asked + count) % limits.window
-            if past < count - max(missing, 0):
+            if past < count - max(missing, 0) and count - past >= limits.window // 2:
                 count -= past
             self._launch(range(self._asked, self._asked + count))
             self._asked += count

@@ -357,7 +357,8 @@ class _Recording(Through):
             self._note(data)
             await write(data)
 
-        upload.write = noted  # type: ignore[method-assign]
+        # Through the loop, where what is handed over is seen.
+        upload.write, upload.blocking = noted, False  # type: ignore[method-assign]
         return upload
 
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:

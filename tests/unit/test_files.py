@@ -165,6 +165,20 @@ def test_a_large_read_is_one_request(nine_mib: Any) -> None:
         assert asked == [range(64, 448)]
 
 
+@pytest.mark.parametrize("nine_mib", ["memory"], indirect=True)
+def test_a_reader_of_columns_goes_on_over_small_gaps(nine_mib: Any) -> None:
+    """Ten columns with as much between them are few requests, and no byte is fetched twice."""
+    fs, asked = nine_mib
+    with fs.open("large") as file:
+        asked.clear()
+        for start in range(MIB, 6 * MIB, MIB // 2):
+            file.seek(start)
+            assert file.read(MIB // 4) == _DATA[start : start + MIB // 4]
+    numbers = [number for span in asked for number in span]
+    assert len(asked) <= 6
+    assert len(numbers) == len(set(numbers))
+
+
 @pytest.mark.parametrize("nine_mib", ["local"], indirect=True)
 @pytest.mark.parametrize("place", [100, 300 * CHUNK + 10, 9 * MIB])
 @pytest.mark.parametrize("from_start", [True, False])
