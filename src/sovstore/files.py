@@ -83,6 +83,8 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
     """
 
     cache: Any
+    loc: int
+    size: int
     _ahead: ReadAhead | None = None
 
     def __init__(self, fs: SovFileSystem, reader: ObjectReader, cache_type: str, **kwargs: Any) -> None:
@@ -98,6 +100,23 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         )
         if own:
             self.cache = self._ahead = ReadAhead(reader, self.blocksize, fs._submit)
+
+    def read(self, length: int | None = -1) -> bytes:
+        """Return up to `length` bytes; all that are left without it.
+
+        Raises
+        ------
+        IntegrityError
+            When a chunk does not authenticate.
+        """
+        if self._ahead is None or self.closed:
+            data: bytes = super().read(length)
+            return data
+        start, left = self.loc, self.size - self.loc
+        end = start + (left if length is None or not 0 <= length <= left else length)
+        data = self._ahead.fetch(start, end)
+        self.loc = max(start, end)
+        return data
 
     def readinto(self, b: Any) -> int:  # any writable buffer
         """Fill a buffer, and return how many bytes are in it: fewer than fit only at the end of the object.

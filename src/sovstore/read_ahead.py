@@ -50,12 +50,27 @@ _BLOCKING = _Limits(window=64, asked=64, large=64, first=4, ahead=192, grows=2, 
 _REMOTE = _Limits(window=256, asked=2048, large=512, first=16, ahead=1024, grows=4, gap=64)
 
 
-@dataclass(frozen=True)
+class _Here:
+    """Chunks that were waited for."""
+
+    __slots__ = ("_sealed",)
+
+    def __init__(self, sealed: Sealed) -> None:
+        self._sealed = sealed
+
+    def result(self) -> Sealed:
+        return self._sealed
+
+    def cancel(self) -> bool:
+        return True
+
+
+@dataclass(slots=True)
 class _Window:
     """Chunks that were asked for."""
 
     span: range
-    coming: Future[Sealed] | Coming[Sealed]
+    coming: Future[Sealed] | Coming[Sealed] | _Here
     buffer: bytearray | None
 
 
@@ -98,8 +113,10 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         self._plain, self._plain_no, self._plain_size = memoryview(b""), -1, 0
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
-        start = 0 if start is None else start
-        stop = self.size if stop is None else min(stop, self.size)
+        return self.fetch(start or 0, self.size if stop is None else min(stop, self.size))
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Return the plaintext [start, stop), none when that is empty; as `read_into`."""
         if start >= stop:
             return b""
         # BytesIO hands its buffer over; a bytearray would have to be copied once more.
@@ -209,17 +226,16 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         if not reader.may_go_on_now() and reader.may_go_on is not None:
             self._submit(_awaited(reader.may_go_on)).result()
         buffer = self._spare.pop() if self._spare else bytearray(min(self._limits.window, len(self._last)) * WIRE_CHUNK)
-        coming = Coming(partial(reader.sealed_now, span, buffer))
         if len(span) < self._limits.window:
-            coming.run()
-        else:
-            self._aside = self._aside or Aside("sovstore-ahead")
-            self._aside.submit(coming)
+            self._windows.append(_Window(span, _Here(reader.sealed_now(span, buffer)), buffer))
+            return
+        self._aside = self._aside or Aside("sovstore-ahead")
+        coming = self._aside.submit(Coming(partial(reader.sealed_now, span, buffer)))
         self._windows.append(_Window(span, coming, buffer))
 
     def _drop(self, window: _Window) -> None:
         # A thread may still be filling a buffer that nobody waits for: it is let go with the buffer.
-        over = window.coming.cancel() or window.coming.done()
+        over = window.coming.cancel()
         if over and window.buffer is not None:
             self._spare.append(window.buffer)
 
