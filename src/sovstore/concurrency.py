@@ -91,13 +91,23 @@ class Aside:
         Of the thread.
     """
 
+    _alone = False
+
     def __init__(self, name: str) -> None:
         self._work: SimpleQueue[Coming[object] | None] = SimpleQueue()
         # Its function knows the queue alone: what asks can be lost, and then ends it.
-        threading.Thread(target=_run, args=(self._work,), name=name, daemon=True).start()
+        thread = threading.Thread(target=_run, args=(self._work,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no more of them: the work is done all the same, by whoever asks.
+            self._alone = True
 
     def submit(self, coming: Coming[T]) -> Coming[T]:
         """Have work done when what was asked for before is done; return it."""
+        if self._alone:
+            coming.run()
+            return coming
         self._work.put(coming)  # type: ignore[arg-type]  # nobody takes its result from the queue
         return coming
 

@@ -112,6 +112,7 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         if self._ahead is None or self.closed:
             data: bytes = super().read(length)
             return data
+        self.fs._refuse_in_loop()
         start, left = self.loc, self.size - self.loc
         end = start + (left if length is None or not 0 <= length <= left else length)
         data = self._ahead.fetch(start, end)
@@ -133,6 +134,7 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             return len(data)
         if self.closed:
             raise ValueError("I/O operation on closed file.")
+        self.fs._refuse_in_loop()
         out = out[: max(0, self.size - self.loc)]
         if out:
             self._ahead.read_into(self.loc, out)
@@ -263,6 +265,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
 
     def _settle(self, left: int = 0) -> None:
         """Wait until at most `left` blocks are on their way; raise what one failed with."""
+        self.fs._refuse_in_loop()
         while len(self._pending) > left or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
 
@@ -282,6 +285,7 @@ class SovWriter(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             self.discard()
             return
         try:
+            self._writer.check_process()
             if self._block:
                 self._push(self._block)
                 self._block = bytearray()

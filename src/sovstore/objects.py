@@ -143,6 +143,7 @@ class ObjectReader:
         self.cached = cached
         self._backend, self._dek, self._opener = backend, dek, body_opener(dek, version, what=path)
         self._opened: OpenedNow | None = None
+        self._closed = False
         #: Awaited before the host is asked for more; raises when the keys of the store may be used no longer.
         self.may_go_on: Callable[[], Awaitable[object]] | None = None
         #: Whether that would return at once.
@@ -293,7 +294,9 @@ class ObjectReader:
         out = memoryview(buffer)[: end - start]
         try:
             # Two threads that come here at the same time open it twice, and one of these is closed at once.
-            opened = self._opened = self._opened or self._backend.open_now(self.stat.name, etag=self.stat.etag)
+            opened = self._opened or self._backend.open_now(self.stat.name, etag=self.stat.etag)
+            if not self._closed:
+                self._opened = opened
             got = opened.read_into(start, out)
         except StoreError:
             with named(self.path, self.stat.name):
@@ -302,8 +305,8 @@ class ObjectReader:
         return Sealed(span, out)
 
     def close(self) -> None:
-        """Let go of what is held open at the host; the next read opens it again."""
-        self._opened = None
+        """Let go of what is held open at the host; from now on each read opens it for itself."""
+        self._closed, self._opened = True, None
 
     def _wire_range(self, span: range) -> tuple[int, int]:
         return wire_offset(span.start), min(wire_offset(span.stop), self.stat.size)
@@ -456,7 +459,7 @@ class ObjectWriter:
         self._sealer = BodySealer(dek)
         self._head = header
         self._buffers = deque(bytearray() for _ in range(AHEAD + 1))
-        self._turn: asyncio.Lock | None = None
+        self._sends, self._writes = asyncio.Lock(), asyncio.Lock()
         self._open = True
         self._finished = False
         self._pid = os.getpid()
@@ -475,7 +478,7 @@ class ObjectWriter:
         StoreError
             In a child that was forked after the write was opened: both would use the same key and nonces.
         """
-        self._check_process()
+        self.check_process()
         self._buffers.rotate()
         buffer = self._buffers[0]
         need = len(self._head) + BodySealer.room(len(plain))
@@ -487,7 +490,14 @@ class ObjectWriter:
         view = memoryview(buffer)
         return view[: head + self._sealer.update_into(plain, view[head:])]
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Refuse to go on in a child that was forked after the write was opened.
+
+        Raises
+        ------
+        StoreError
+            There, since both would use the same key and nonces.
+        """
         if self._pid != os.getpid():
             hint = "open it in the process that writes it"
             raise StoreError(f"{self.path}: was opened for writing in another process", path=self.path, hint=hint)
@@ -517,18 +527,17 @@ class ObjectWriter:
         StoreError
             When the host refuses; the write can then only be aborted.
         """
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        async with self._turn:
-            self._sending(sealed)
-            try:
+        try:
+            async with self._sends:
+                self._sending(sealed)
                 if sealed:
                     with named(self.path, self._name):
                         await self._upload.write(sealed)
-            except BaseException:
-                # A gap may be in what the host has now; no later commit must make it visible.
-                await self.abort()
-                raise
+        except BaseException:
+            # A gap may be in what the host has now, also when only the turn was waited for; no later commit must make
+            # it visible.
+            await self.abort()
+            raise
 
     def _sending(self, sealed: memoryview | bytes) -> None:
         if not self._open:
@@ -537,10 +546,11 @@ class ObjectWriter:
             self._first += sealed[: OVERHEAD - len(self._first)]
 
     async def write(self, plain: bytes | bytearray | memoryview) -> None:
-        """Seal and send any number of bytes."""
+        """Seal and send any number of bytes; several calls at the same time take turns."""
         view = memoryview(plain).cast("B")
-        for start in range(0, len(view), BLOCK):
-            await self.send(self.seal(view[start : start + BLOCK]))
+        async with self._writes:
+            for start in range(0, len(view), BLOCK):
+                await self.send(self.seal(view[start : start + BLOCK]))
 
     @property
     def version(self) -> bytes:
@@ -549,7 +559,7 @@ class ObjectWriter:
 
     async def finish(self) -> None:
         """Seal the last chunk and send it; nothing more can be written, and nothing is visible yet."""
-        self._check_process()
+        self.check_process()
         if not self._finished:
             self._finished = True
             await self.send(self._head + self._sealer.finalize())

@@ -146,8 +146,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
 
     def _read_into(self, start: int, out: memoryview) -> None:
         done, wanted, stop = 0, len(out), -(-(start + len(out)) // CHUNK)
-        # A first read goes on from the start, or from nowhere.
-        gap = self._limits.gap * CHUNK if self._next else 0
+        # A first read goes on from the start, or from nowhere; and what is left out is a few times what was read.
+        gap = min(self._limits.gap * CHUNK, 4 * (self._next - self._begun))
         follows = self._begun <= start <= self._next + gap
         held: Sealed | None = None
         while done < wanted:
@@ -166,6 +166,11 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
             out[done : done + len(piece)] = piece
             done += len(piece)
         self._begun, self._next = start, start + wanted
+        if self._next == self.size and self._aside is not None:
+            # Most files are read to their end, and closed much later.
+            self._forget(0)
+            self._spare.clear()
+            self._aside = None
 
     def _open_one(self, number: int, held: Sealed) -> None:
         self._plain_no = -1
@@ -245,13 +250,16 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         self._current, self._asked, self._ahead = None, chunk_no, 0
 
     def close(self) -> None:
-        """Give back the buffers and the thread."""
-        if self._pid == os.getpid():
-            with self._lock:
+        """Give back the buffers, the thread and what is open at the host."""
+        # Without waiting: a handler of a signal may close what its own thread is reading.
+        if self._pid == os.getpid() and self._lock.acquire(blocking=False):
+            try:
                 self._forget(0)
                 self._spare.clear()
                 self._aside = None
-                self._reader.close()
+            finally:
+                self._lock.release()
+        self._reader.close()
 
 
 async def _awaited(call: Callable[[], Any]) -> None:

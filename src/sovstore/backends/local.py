@@ -51,6 +51,9 @@ _OWN_FOLDER = ".sovstore/"
 _LOCK = f"{_OWN_FOLDER}lock"
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{24}")
 
+#: Files that are held open while they are read; of programs that open thousands, the others are opened for each read.
+_may_be_held = threading.BoundedSemaphore(64)
+
 T = TypeVar("T")
 _Run = Callable[[Callable[[], Any]], Awaitable[Any]]
 
@@ -171,25 +174,54 @@ def _below(root: Path, name: str) -> Path:
 
 
 class _LocalFile(OpenedNow):
-    """A file held open, until nobody has this any more."""
+    """A file held open, until nobody has this any more; when many are, one that is opened for each read.
 
-    def __init__(self, name: str, descriptor: int) -> None:
-        self._name, self._descriptor = name, descriptor
+    Parameters
+    ----------
+    name : str
+        Of the file, for error messages.
+    open_it : callable
+        Returns a descriptor of the version that is meant.
+    """
+
+    def __init__(self, name: str, open_it: Callable[[], int]) -> None:
+        self._name, self._open_it = name, open_it
+        self._descriptor: int | None = None
+        if _may_be_held.acquire(blocking=False):
+            try:
+                self._descriptor = open_it()
+            except BaseException:
+                _may_be_held.release()
+                raise
 
     def read_into(self, start: int, out: memoryview) -> int:
         """Fill `out` with the bytes from `start` on."""
-        done = 0
         try:
-            while done < len(out) and (read := os.preadv(self._descriptor, [out[done : done + _SLICE]], start + done)):
-                done += read
-        except OSError:
+            if self._descriptor is not None:
+                return _filled(self._descriptor, start, out)
+            descriptor = self._open_it()
+            try:
+                return _filled(descriptor, start, out)
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            if isinstance(exc, StoreError):
+                raise
             with _mapped(self._name):
                 raise
-        return done
 
     def __del__(self) -> None:
         """Close it."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            _may_be_held.release()
+
+
+def _filled(descriptor: int, start: int, out: memoryview) -> int:
+    done = 0
+    while done < len(out) and (read := os.preadv(descriptor, [out[done : done + _SLICE]], start + done)):
+        done += read
+    return done
 
 
 class LocalBackend(Backend):
@@ -251,7 +283,7 @@ class LocalBackend(Backend):
     def open_now(self, name: str, *, etag: str | None = None) -> OpenedNow:
         """Return a file held open."""
         with _mapped(name):
-            return _LocalFile(name, self._open(name, etag))
+            return _LocalFile(name, partial(self._open, name, etag))
 
     def _open(self, name: str, etag: str | None) -> int:
         """Return the descriptor of a file that is still the one of `etag`."""

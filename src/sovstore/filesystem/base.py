@@ -201,6 +201,11 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
         result: T = sync(self.loop, function, *args)
         return result
 
+    def _refuse_in_loop(self) -> None:
+        """Refuse what would wait, in the loop, for the loop; as `fsspec.asyn.sync` does."""
+        if asyncio._get_running_loop() is self._loop is not None:
+            raise NotImplementedError("Calling a sync method from within a running loop; use the async ones")
+
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         loop = self.loop
         assert loop is not None  # noqa: S101  # nosec B101  # only the files of sync instances call this

@@ -171,7 +171,7 @@ class BodyStreamOpener:
     Attributes
     ----------
     next : int
-        Number of the chunk that comes next.
+        Number of the chunk that comes next; -1 when none can come after an error.
     """
 
     __slots__ = ("_decryptor", "_prefix", "_what", "next")
@@ -197,6 +197,8 @@ class BodyStreamOpener:
             When a chunk or the key commitment does not authenticate, now or in an earlier call. Nothing is in `out`
             then.
         """
+        # Before anything is tried: an interrupted or failed decryptor is at no known place, and is not asked again.
+        at, self.next = self.next, -1
         try:
             if self._prefix is not None:
                 self._decryptor.update_into(self._prefix, out[:0])
@@ -205,4 +207,4 @@ class BodyStreamOpener:
         except (InvalidTag, AlreadyFinalized, ValueError) as exc:
             wipe(out)
             raise IntegrityError(f"{self._what}: failed authentication", path=self._what) from exc
-        self.next += len(sealed) // WIRE_CHUNK
+        self.next = at + len(sealed) // WIRE_CHUNK
