@@ -9,6 +9,8 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 async def for_each(items: AsyncIterator[T] | Iterator[T], work: Callable[[T], Awaitable[None]], jobs: int) -> None:
@@ -34,6 +36,15 @@ async def for_each(items: AsyncIterator[T] | Iterator[T], work: Callable[[T], Aw
         first = failures.exceptions[0]
     if first is not None:
         raise first
+
+
+async def both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
+    """Await two things at once; when one fails the other is over before the error is raised."""
+    results = await asyncio.gather(first, second, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]  # exceptions were raised above
 
 
 async def _awaited(items: Iterator[T]) -> AsyncIterator[T]:

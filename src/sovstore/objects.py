@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self, TypeVar
+from typing import Self
 
 from sovstore.backends.base import Backend, OpenedNow, Stat, Upload
+from sovstore.concurrency import both
 from sovstore.errors import FormatError, IntegrityError, IsFolderError, ObjectChangedError, StoreError
 from sovstore.format.body import (
     OVERHEAD,
@@ -52,9 +53,6 @@ _WINDOW_NOW = 64
 _AHEAD = 3
 #: Sealed blocks of a write that may be on their way while the next one is sealed.
 AHEAD = 3
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 #: Gives the DEK of (path, header); raises what `open_header` raises.
 Unwrap = Callable[[str, bytes], Awaitable[Secret]]
@@ -204,7 +202,7 @@ class ObjectReader:
             # A reply shorter than was asked for is the whole object, as the last chunk will prove.
             stat = Stat(name, len(first)) if len(first) < FIRST_WHOLE else await backend.stat(name)
         else:
-            stat, first = await _both(backend.stat(name), backend.read(name, 0, FIRST))
+            stat, first = await backend.read_first(name, FIRST)
         if stat.folder:
             raise IsFolderError(f"{path}: is a folder", path=path)
         size = plain_size(stat.size, what=path)
@@ -216,7 +214,7 @@ class ObjectReader:
         if len(first) < stat.size:
             start = max(0, last + 1 - _TAIL_CHUNKS)
             # The last chunk says how long the object is; it is fetched while the keyset may still be loading.
-            dek, tail = await _both(
+            dek, tail = await both(
                 unwrap(path, header), backend.read(name, wire_offset(start), stat.size, etag=stat.etag)
             )
             same_length(path, len(tail), stat.size - wire_offset(start))
@@ -410,15 +408,6 @@ class ObjectReader:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-
-
-async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
-    """Await two things at once; when one fails the other is over before the error is raised."""
-    results = await asyncio.gather(first, second, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results  # type: ignore[return-value]  # exceptions were raised above
 
 
 #: Writes that neither committed nor aborted. At the end of the process some filesystems would commit them in a

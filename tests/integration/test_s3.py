@@ -480,6 +480,25 @@ def test_a_host_of_which_nothing_is_known_may_refuse_the_header(s3_server: Any, 
     run(place_at(s3_server, catalogue()["s3"]), use)
 
 
+# Opening
+
+
+@pytest.mark.parametrize("transport", [None, "obstore"])
+def test_the_first_bytes_come_with_size_and_etag(transport: str | None, s3_faults: Any) -> None:
+    """A file is opened without asking what there is: one request less, and no other version between the two."""
+    through = s3_faults()
+
+    async def use(backend: Backend) -> None:
+        await put(backend, "a", bytes(1000))
+        through.proxy.forget()
+        found, data = await backend.read_first("a", 100)
+        assert [request.method for request in through.proxy.requests] == ["GET"]
+        assert (found.size, len(data)) == (1000, 100)
+        assert found == await backend.stat("a")
+
+    run(replace(place_at(through.server), transport=transport), use)
+
+
 # Deletes and listings
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sovstore.backends.probe import Probe
 from sovstore.backends.providers import Provider
+from sovstore.concurrency import both
 from sovstore.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError
 
 #: Where unfinished writes lie, below the root.
@@ -183,6 +184,18 @@ class Backend(ABC):
         ObjectChangedError
             When the ETag is another one.
         """
+
+    async def read_first(self, name: str, size: int) -> tuple[Stat, bytes | bytearray]:
+        """Return what the host says of an object, and its first `size` bytes; fewer only where it ends.
+
+        In one request where the reply says both; else in two at once, between which somebody may replace the object.
+
+        Raises
+        ------
+        ObjectNotFoundError, IsFolderError
+            When there is no such object. A folder MAY be returned instead, without any bytes.
+        """
+        return await both(self.stat(name), self.read(name, 0, size))
 
     def open_now(self, name: str, *, etag: str | None = None) -> OpenedNow:
         """Return one version of an object, held open, without the loop, where `blocking`.

@@ -159,16 +159,27 @@ class ObstoreBackend(LoopBackend):
 
     async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
         """Return bytes [start, end) of an object, by one ranged request."""
+        return (await self._read_range(name, start, end, etag))[1] if start < end else b""
+
+    async def read_first(self, name: str, size: int) -> tuple[Stat, bytes]:
+        """Return what the host says of an object, and its first `size` bytes, by one request."""
+        try:
+            return await self._read_range(name, 0, size, None)
+        except ObjectNotFoundError:
+            # It may be a folder.
+            return await self.stat(name), b""
+
+    async def _read_range(self, name: str, start: int, end: int, etag: str | None) -> tuple[Stat, bytes]:
         for wait in (*_WAITS, None):
             try:
-                return await self._read(name, start, end, etag) if start < end else b""
+                return await self._read(name, start, end, etag)
             except StoreUnavailableError as exc:
                 if wait is None or not _is_broken_reply(exc):
                     raise
                 await asyncio.sleep(random.uniform(0, wait))  # noqa: S311  # nosec B311  # not a secret
         raise AssertionError  # the last round returns or raises
 
-    async def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
+    async def _read(self, name: str, start: int, end: int, etag: str | None) -> tuple[Stat, bytes]:
         options: Any = {"range": (start, end)}
         if etag is not None and "read:match" in self.conditions:
             options["if_match"] = self.quoted(etag)
@@ -179,19 +190,19 @@ class ObstoreBackend(LoopBackend):
                     raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
                 data = bytes(await reply.bytes_async())
         except StoreError as exc:
-            if _out_of_range(exc) and await self._ends_before(name, start, etag):
-                return b""
+            if _out_of_range(exc) and (found := await self._ends_before(name, start, etag)):
+                return found, b""
             raise
         if reply.range != (start, min(end, reply.meta["size"])) or len(data) != reply.range[1] - start:
             message = f"{name}: the host sent another range than it was asked for"
             raise StoreUnavailableError(message, path=name) from _BrokenReplyError()
-        return data
+        return self._stat(reply.meta), data
 
-    async def _ends_before(self, name: str, start: int, etag: str | None) -> bool:
+    async def _ends_before(self, name: str, start: int, etag: str | None) -> Stat | None:
         found = await self._head(name)
         if etag is not None and found.etag != etag:
             raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
-        return found.size <= start
+        return found if found.size <= start else None
 
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
         """Yield what the host lists in or below a folder.

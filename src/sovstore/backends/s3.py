@@ -103,9 +103,21 @@ class S3Backend(LoopBackend):
     async def read(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes | bytearray:
         """Return bytes [start, end) of an object, by one ranged request."""
         self.after_fork()
-        return b"" if start >= end else await self.on_loop(self._read(name, start, end, etag))
+        return b"" if start >= end else (await self.on_loop(self._read(name, start, end, etag)))[1]
 
-    async def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes | bytearray:
+    async def read_first(self, name: str, size: int) -> tuple[Stat, bytes | bytearray]:
+        """Return what the host says of an object, and its first `size` bytes, by one request."""
+        self.after_fork()
+        return await self.on_loop(self._read_first(name, size))
+
+    async def _read_first(self, name: str, size: int) -> tuple[Stat, bytes | bytearray]:
+        try:
+            return await self._read(name, 0, size, None)
+        except ObjectNotFoundError:
+            # It may be a folder.
+            return await self._stat(name), b""
+
+    async def _read(self, name: str, start: int, end: int, etag: str | None) -> tuple[Stat, bytes | bytearray]:
         condition = (
             {"IfMatch": self.quoted(etag)}
             if etag is not None and "read:match" in self._place.provider.conditions
@@ -122,21 +134,22 @@ class S3Backend(LoopBackend):
             if http_status(exc) != 416:
                 raise
             # That may be the end of another version, on a host that was asked without a condition.
-            if etag is not None and (await self.head(name)).etag != etag:
+            stat = await self.head(name)
+            if etag is not None and stat.etag != etag:
                 raise ObjectChangedError(f"{name}: changed meanwhile", path=name) from exc
-            return b""
+            return stat, b""
 
     async def _read_once(
         self, name: str, start: int, end: int, etag: str | None, condition: dict[str, str]
-    ) -> bytearray:
+    ) -> tuple[Stat, bytearray]:
         reply = await self.call(name, "get_object", Range=f"bytes={start}-{end - 1}", **condition)
         async with reply["Body"] as body:
             if etag is not None and _bare(reply.get("ETag")) != etag:
                 raise ObjectChangedError(f"{name}: changed meanwhile", path=name)
-            size = _reply_size(reply, start, end)
+            size, total = _reply_sizes(reply, start, end)
             try:
                 async with self.client.mapped(name):
-                    return await _received(body.raw_stream.content, size)
+                    return _stat(name, total, reply), await _received(body.raw_stream.content, size)
             except StoreUnavailableError as exc:
                 raise _BrokenReplyError("the host stopped in the middle of a reply") from exc
 
@@ -273,7 +286,7 @@ class S3Backend(LoopBackend):
 
     async def whole(self, found: Stat, start: int, end: int) -> bytes | bytearray:
         """Return bytes [start, end) of a version that is copied, none of them missing. On the loop of the host."""
-        data = await self._read(found.name, start, end, found.etag) if start < end else b""
+        data = (await self._read(found.name, start, end, found.etag))[1] if start < end else b""
         if len(data) != max(0, end - start):
             raise ObjectChangedError(f"{found.name}: changed while it was copied", path=found.name)
         return data
@@ -351,8 +364,8 @@ def _bare(etag: str | None) -> str | None:
     return etag.strip('"') or None if etag is not None else None
 
 
-def _reply_size(reply: Any, start: int, end: int) -> int:
-    """Return how many bytes the reply to a ranged request must have.
+def _reply_sizes(reply: Any, start: int, end: int) -> tuple[int, int]:
+    """Return how many bytes the reply to a ranged request must have, and the whole object.
 
     Raises
     ------
@@ -363,7 +376,7 @@ def _reply_size(reply: Any, start: int, end: int) -> int:
     if said is None:
         # The whole object, from a host that does not know ranges: right only when that is what was asked for.
         if start == 0 and length is not None and length <= end:
-            return int(length)
+            return int(length), int(length)
         raise _BrokenReplyError("the host ignored the range of a request")
     parsed = _RANGE.fullmatch(said)
     if parsed is None:
@@ -371,4 +384,4 @@ def _reply_size(reply: Any, start: int, end: int) -> int:
     first, last, total = map(int, parsed.groups())
     if first != start or last != min(end, total) - 1 or length != last + 1 - first:
         raise _BrokenReplyError("the host sent another range than it was asked for")
-    return int(length)
+    return int(length), total

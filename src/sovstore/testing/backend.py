@@ -6,6 +6,7 @@ import asyncio
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -118,6 +119,26 @@ class BackendTests(Suite):
             assert found.etag
             assert found.modified is None or abs(found.modified - datetime.now(UTC)) < timedelta(minutes=10)
             assert (await backend.stat("x")).folder
+
+        run(use)
+
+    def test_first_bytes(self, run: Callable[..., Any]) -> None:
+        async def use(backend: Backend) -> None:
+            await put(backend, "x/a", b"0123456789")
+            await put(backend, "empty", b"")
+            for size in (1, 10, 50):
+                found, data = await backend.read_first("x/a", size)
+                assert data == b"0123456789"[:size]
+                assert found == await backend.stat("x/a")
+            found, data = await backend.read_first("empty", 5)
+            assert (found, data) == (await backend.stat("empty"), b"")
+            for name in ("no", "x/a/below"):
+                with pytest.raises(ObjectNotFoundError):
+                    await backend.read_first(name, 1)
+            # A folder has none: it is told as one, or refused.
+            with suppress(ObjectNotFoundError, IsFolderError):
+                found, data = await backend.read_first("x", 1)
+                assert (found.folder, data) == (True, b"")
 
         run(use)
 
