@@ -268,15 +268,23 @@ class LocalBackend(Backend):
         """Return bytes [start, end) of a file."""
         return await self._run(partial(self._read, name, start, end, etag))
 
+    async def read_first(self, name: str, size: int) -> tuple[Stat, bytes]:
+        """Return what the file system says of a file, and its first `size` bytes, from one descriptor."""
+        return await self._run(partial(self._read_with_stat, name, 0, size, None))
+
     def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
+        return self._read_with_stat(name, start, end, etag)[1]
+
+    def _read_with_stat(self, name: str, start: int, end: int, etag: str | None) -> tuple[Stat, bytes]:
         with _mapped(name):
             descriptor = self._open(name, etag)
             try:
+                found = _stat(name, os.fstat(descriptor))
                 pieces = []
                 while start < end and (piece := os.pread(descriptor, min(end - start, _SLICE), start)):
                     pieces.append(piece)
                     start += len(piece)
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return found, pieces[0] if len(pieces) == 1 else b"".join(pieces)
             finally:
                 os.close(descriptor)
 
