@@ -63,12 +63,14 @@ def _first_byte(opened: Opened) -> None:
 def _counted(facts: Facts, work: Callable[[], object]) -> dict[str, float]:
     """Return what `work` asks of the host and of the KMS."""
     trail, calls = logging.getLogger("sovstore.audit"), _Calls()
+    level = trail.level
     trail.setLevel(logging.INFO)
     trail.addHandler(calls)
     try:
         found = traffic(facts, work)
     finally:
         trail.removeHandler(calls)
+        trail.setLevel(level)
     return {**found, "kms_calls": calls.count}
 
 

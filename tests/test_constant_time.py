@@ -157,7 +157,13 @@ LISTED: dict[str, dict[str, list[str]]] = {
         "os_keyring": ["f'{label}.'.startswith(f'{prefix}.')"],
     },
     "lengths and paths": {
-        "objects": ["got != wanted", "exc.path != name", "name == path"],
+        "objects": [
+            "got != wanted",
+            "exc.path != name",
+            "name == path",
+            "edge in span[1:]",
+            "order.next == span.start",
+        ],
         "format.manifest": ["entry.path.startswith(self._prefix)", "totals != counted"],
         "manifests": [
             "reader.plain_size == entry.size",

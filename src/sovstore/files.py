@@ -109,7 +109,8 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
         IntegrityError
             When a chunk does not authenticate.
         """
-        if self._ahead is None or self.closed:
+        # Some replace the cache of a file by their own.
+        if self._ahead is None or self.cache is not self._ahead or self.closed:
             data: bytes = super().read(length)
             return data
         self.fs._refuse_in_loop()
@@ -128,7 +129,7 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             When a chunk does not authenticate; nothing of it is in the buffer then.
         """
         out = memoryview(b).cast("B")
-        if self._ahead is None:
+        if self._ahead is None or self.cache is not self._ahead:
             data = self.read(len(out))
             out[: len(data)] = data
             return len(data)

@@ -258,9 +258,11 @@ class ObjectReader:
         """
         same_length(self.path, len(sealed), len(out) + TAG * len(span))
         if order is not None and order.next == span.start and len(out) == len(span) * CHUNK:
-            order.open_into(sealed, out)
-        else:
-            self._opener.open_into(span.start, sealed, out)
+            # Else again, one by one: that names the chunk.
+            with suppress(IntegrityError):
+                order.open_into(sealed, out)
+                return
+        self._opener.open_into(span.start, sealed, out)
 
     def in_order(self) -> BodyStreamOpener:
         """Return what opens the chunks in their order, faster; not from two threads at once."""

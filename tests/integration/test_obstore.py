@@ -273,6 +273,20 @@ def test_a_name_that_obstore_cannot_say_is_refused(place: Place, name: str) -> N
     run(place, use)
 
 
+def test_the_first_bytes_come_with_size_and_etag(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is opened by one request, without asking what there is."""
+
+    async def use(backend: Backend) -> None:
+        await put(backend, "a", bytes(1000))
+        stat = await backend.stat("a")
+        with monkeypatch.context() as patch:
+            patch.setattr("sovstore.backends.obstore.obstore.head_async", None)
+            found, data = await backend.read_first("a", 100)
+        assert (found, len(data)) == (stat, 100)
+
+    run(place, use)
+
+
 def test_names_of_others_are_no_danger(s3: Place, raw: Any) -> None:
     client, bucket = raw
     for key in ("root/d/", "root/d/a", "root/empty", "root/mark/", "rooted/a", "root", "root/z"):

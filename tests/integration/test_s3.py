@@ -483,8 +483,7 @@ def test_a_host_of_which_nothing_is_known_may_refuse_the_header(s3_server: Any, 
 # Opening
 
 
-@pytest.mark.parametrize("transport", [None, "obstore"])
-def test_the_first_bytes_come_with_size_and_etag(transport: str | None, s3_faults: Any) -> None:
+def test_the_first_bytes_come_with_size_and_etag(s3_faults: Any) -> None:
     """A file is opened without asking what there is: one request less, and no other version between the two."""
     through = s3_faults()
 
@@ -496,7 +495,7 @@ def test_the_first_bytes_come_with_size_and_etag(transport: str | None, s3_fault
         assert (found.size, len(data)) == (1000, 100)
         assert found == await backend.stat("a")
 
-    run(replace(place_at(through.server), transport=transport), use)
+    run(place_at(through.server), use)
 
 
 # Deletes and listings
