@@ -135,14 +135,18 @@ def test_verify_of_what_cannot_be_read(cli, filled, tmp_path, monkeypatch):
     from sovstore.backends.local import LocalBackend
     from sovstore.errors import StoreUnavailableError
 
-    name, read = filled.info("c")["wire_name"], LocalBackend.read
+    name = filled.info("c")["wire_name"]
 
-    async def failing(self, wanted, *args, **kwargs):
-        if wanted == name:
-            raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
-        return await read(self, wanted, *args, **kwargs)
+    def failing(read):
+        async def call(self, wanted, *args, **kwargs):
+            if wanted == name:
+                raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
+            return await read(self, wanted, *args, **kwargs)
 
-    monkeypatch.setattr(LocalBackend, "read", failing)
+        return call
+
+    for method in ("read", "read_first"):
+        monkeypatch.setattr(LocalBackend, method, failing(getattr(LocalBackend, method)))
     ran = cli("verify", "cohortes")
     assert ran.code == 5
     assert ran.out == "2 objects, 40.0 kB: authentic\nc: could not be read (StoreUnavailableError)\n"

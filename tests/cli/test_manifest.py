@@ -133,14 +133,18 @@ def test_what_could_not_be_read(cli, made, monkeypatch):
     from sovstore.backends.local import LocalBackend
     from sovstore.errors import StoreUnavailableError
 
-    name, read = made.info("c")["wire_name"], LocalBackend.read
+    name = made.info("c")["wire_name"]
 
-    async def failing(self, wanted, *args, **kwargs):
-        if wanted == name:
-            raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
-        return await read(self, wanted, *args, **kwargs)
+    def failing(read):
+        async def call(self, wanted, *args, **kwargs):
+            if wanted == name:
+                raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
+            return await read(self, wanted, *args, **kwargs)
 
-    monkeypatch.setattr(LocalBackend, "read", failing)
+        return call
+
+    for method in ("read", "read_first"):
+        monkeypatch.setattr(LocalBackend, method, failing(getattr(LocalBackend, method)))
     ran = cli("verify", "cohortes", "--manifest", "m")
     assert (ran.code, ran.out.splitlines()[1:]) == (5, ["c: could not be read (StoreUnavailableError)"])
 

@@ -220,6 +220,7 @@ class Cluster(Tally):
         """Return what became of a task; None when every worker that had it died."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
+        from distributed.core import CommClosedError
 
         from sovstore.migration.on_worker import work
 
@@ -229,7 +230,7 @@ class Cluster(Tally):
         except KilledWorker:
             await self._killed(rows)
             return None
-        except FutureCancelledError as exc:
+        except (FutureCancelledError, CommClosedError) as exc:
             hint = "the same command goes on from here once there is one"
             message = f"{self._address}: the scheduler is gone, or gave up the work"
             raise StoreUnavailableError(message, path=self._address, hint=hint) from exc
