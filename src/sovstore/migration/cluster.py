@@ -220,7 +220,7 @@ class Cluster(Tally):
         """Return what became of a task; None when every worker that had it died."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         from sovstore.migration.on_worker import work
 
