@@ -14,7 +14,9 @@ import pytest
 
 from sovstore import store
 from sovstore.backends.base import STALE, Backend, Stat, Upload
+from sovstore.backends.local import LocalBackend
 from sovstore.backends.registry import open_backend
+from sovstore.errors import StoreUnavailableError
 from sovstore.filesystem import SovFileSystem
 from sovstore.kms import keyfile
 from tests.stores import make_store, open_fs
@@ -46,6 +48,21 @@ def quick_retries(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.02)
     patch.setattr(azure_client, "_BACKOFF_S", 0.02)
     patch.setattr(azure_client, "_BACKOFF_MAX_S", 0.1)
+
+
+def fail_reads(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let a local host be away whenever one name is read."""
+
+    def failing(read: Any) -> Any:
+        async def call(self: LocalBackend, wanted: str, *args: Any, **kwargs: Any) -> Any:
+            if wanted == name:
+                raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
+            return await read(self, wanted, *args, **kwargs)
+
+        return call
+
+    for method in ("read", "read_first"):
+        patch.setattr(LocalBackend, method, failing(getattr(LocalBackend, method)))
 
 
 class Host:

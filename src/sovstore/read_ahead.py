@@ -18,7 +18,6 @@ from typing import Any
 from fsspec.caching import BaseCache
 
 from sovstore.concurrency import Aside, Coming
-from sovstore.format.body import BodyStreamOpener
 from sovstore.format.cobblestone import CHUNK, WIRE_CHUNK
 from sovstore.objects import ObjectReader, Sealed
 
@@ -96,7 +95,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         super().__init__(block_size, self._fetch, reader.plain_size)
         self._reader, self._submit = reader, submit
         self._limits = _BLOCKING if reader.reads_now else _REMOTE
-        self._last = range(reader.plain_size // CHUNK + 1)
+        self._buffer_size = min(self._limits.window, reader.plain_size // CHUNK + 1) * WIRE_CHUNK
         self._start_over()
 
     def _start_over(self) -> None:
@@ -108,7 +107,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         self._current: _Window | None = None
         # The last read; the end of the chunks that were asked for; how many are read ahead.
         self._begun, self._next, self._asked, self._ahead = 0, 0, 0, 0
-        self._order: BodyStreamOpener | None = self._reader.in_order()
+        self._order = self._reader.in_order()
         # One chunk that was read in part.
         self._plain, self._plain_no, self._plain_size = memoryview(b""), -1, 0
 
@@ -168,9 +167,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         self._begun, self._next = start, start + wanted
         if self._next == self.size and self._aside is not None:
             # Most files are read to their end, and closed much later.
-            self._forget(0)
-            self._spare.clear()
-            self._aside = None
+            self._let_go()
 
     def _open_one(self, number: int, held: Sealed) -> None:
         self._plain_no = -1
@@ -230,7 +227,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
             return
         if not reader.may_go_on_now() and reader.may_go_on is not None:
             self._submit(_awaited(reader.may_go_on)).result()
-        buffer = self._spare.pop() if self._spare else bytearray(min(self._limits.window, len(self._last)) * WIRE_CHUNK)
+        buffer = self._spare.pop() if self._spare else bytearray(self._buffer_size)
         if len(span) < self._limits.window:
             self._windows.append(_Window(span, _Here(reader.sealed_now(span, buffer)), buffer))
             return
@@ -249,14 +246,17 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
             self._drop(self._windows.popleft())
         self._current, self._asked, self._ahead = None, chunk_no, 0
 
+    def _let_go(self) -> None:
+        self._forget(0)
+        self._spare.clear()
+        self._aside = None
+
     def close(self) -> None:
         """Give back the buffers, the thread and what is open at the host."""
         # Without waiting: a handler of a signal may close what its own thread is reading.
         if self._pid == os.getpid() and self._lock.acquire(blocking=False):
             try:
-                self._forget(0)
-                self._spare.clear()
-                self._aside = None
+                self._let_go()
             finally:
                 self._lock.release()
         self._reader.close()

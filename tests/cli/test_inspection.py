@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from tests.cli.conftest import at_host, damage
+from tests.hosts import fail_reads
 from tests.stores import make_store, open_fs
 
 
@@ -132,21 +133,7 @@ def test_verify_names_what_is_foreign(cli, filled, tmp_path):
 
 
 def test_verify_of_what_cannot_be_read(cli, filled, tmp_path, monkeypatch):
-    from sovstore.backends.local import LocalBackend
-    from sovstore.errors import StoreUnavailableError
-
-    name = filled.info("c")["wire_name"]
-
-    def failing(read):
-        async def call(self, wanted, *args, **kwargs):
-            if wanted == name:
-                raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
-            return await read(self, wanted, *args, **kwargs)
-
-        return call
-
-    for method in ("read", "read_first"):
-        monkeypatch.setattr(LocalBackend, method, failing(getattr(LocalBackend, method)))
+    fail_reads(monkeypatch, filled.info("c")["wire_name"])
     ran = cli("verify", "cohortes")
     assert ran.code == 5
     assert ran.out == "2 objects, 40.0 kB: authentic\nc: could not be read (StoreUnavailableError)\n"

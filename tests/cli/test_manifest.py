@@ -11,6 +11,7 @@ import pytest
 
 from sovstore.filesystem import SovFileSystem
 from tests.cli.conftest import at_host, damage
+from tests.hosts import fail_reads
 from tests.stores import make_store, open_fs
 
 
@@ -130,21 +131,7 @@ def test_what_was_added_since_is_no_failure(cli, made):
 
 
 def test_what_could_not_be_read(cli, made, monkeypatch):
-    from sovstore.backends.local import LocalBackend
-    from sovstore.errors import StoreUnavailableError
-
-    name = made.info("c")["wire_name"]
-
-    def failing(read):
-        async def call(self, wanted, *args, **kwargs):
-            if wanted == name:
-                raise StoreUnavailableError(f"{wanted}: gone fishing", path=wanted)
-            return await read(self, wanted, *args, **kwargs)
-
-        return call
-
-    for method in ("read", "read_first"):
-        monkeypatch.setattr(LocalBackend, method, failing(getattr(LocalBackend, method)))
+    fail_reads(monkeypatch, made.info("c")["wire_name"])
     ran = cli("verify", "cohortes", "--manifest", "m")
     assert (ran.code, ran.out.splitlines()[1:]) == (5, ["c: could not be read (StoreUnavailableError)"])
 

@@ -270,31 +270,35 @@ class LocalBackend(Backend):
 
     async def read_first(self, name: str, size: int) -> tuple[Stat, bytes]:
         """Return what the file system says of a file, and its first `size` bytes, from one descriptor."""
-        return await self._run(partial(self._read_with_stat, name, 0, size, None))
+
+        def work() -> tuple[Stat, bytes]:
+            status, data = self._read_with_status(name, 0, size, None)
+            return _stat(name, status), data
+
+        return await self._run(work)
 
     def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
-        return self._read_with_stat(name, start, end, etag)[1]
+        return self._read_with_status(name, start, end, etag)[1]
 
-    def _read_with_stat(self, name: str, start: int, end: int, etag: str | None) -> tuple[Stat, bytes]:
+    def _read_with_status(self, name: str, start: int, end: int, etag: str | None) -> tuple[os.stat_result, bytes]:
         with _mapped(name):
-            descriptor = self._open(name, etag)
+            descriptor, status = self._open(name, etag)
             try:
-                found = _stat(name, os.fstat(descriptor))
                 pieces = []
                 while start < end and (piece := os.pread(descriptor, min(end - start, _SLICE), start)):
                     pieces.append(piece)
                     start += len(piece)
-                return found, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return status, pieces[0] if len(pieces) == 1 else b"".join(pieces)
             finally:
                 os.close(descriptor)
 
     def open_now(self, name: str, *, etag: str | None = None) -> OpenedNow:
         """Return a file held open."""
         with _mapped(name):
-            return _LocalFile(name, partial(self._open, name, etag))
+            return _LocalFile(name, lambda: self._open(name, etag)[0])
 
-    def _open(self, name: str, etag: str | None) -> int:
-        """Return the descriptor of a file that is still the one of `etag`."""
+    def _open(self, name: str, etag: str | None) -> tuple[int, os.stat_result]:
+        """Return the descriptor of a file that is still the one of `etag`, and what the system says of it."""
         descriptor = os.open(self._path(name), _READ)
         try:
             status = os.fstat(descriptor)
@@ -307,7 +311,7 @@ class LocalBackend(Backend):
         except BaseException:
             os.close(descriptor)
             raise
-        return descriptor
+        return descriptor, status
 
     async def upload(
         self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
