@@ -7,6 +7,8 @@ multiprocessing can carry them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -171,3 +173,14 @@ class StoreUnavailableError(StoreError):
     """The host did not answer, or not in time."""
 
     retryable = True
+
+
+@contextmanager
+def named(path: str, name: str) -> Iterator[None]:
+    """Say the path in an error where a driver could only say the name at the host."""
+    try:
+        yield
+    except StoreError as exc:
+        if exc.path != name or name == path:
+            raise
+        raise type(exc)(exc.message.replace(name, path, 1), path=path, hint=exc.hint) from exc

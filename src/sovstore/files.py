@@ -26,7 +26,8 @@ from sovstore import local_plaintext
 from sovstore.concurrency import Aside, Coming
 from sovstore.errors import UnsupportedError
 from sovstore.format.cobblestone import CHUNK
-from sovstore.objects import AHEAD, BLOCK, ObjectReader, ObjectWriter
+from sovstore.object_reader import ObjectReader
+from sovstore.object_writer import AHEAD, BLOCK, ObjectWriter
 from sovstore.read_ahead import ReadAhead
 
 if TYPE_CHECKING:

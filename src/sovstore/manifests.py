@@ -38,7 +38,8 @@ from sovstore.format.manifest import (
     ManifestParser,
     Totals,
 )
-from sovstore.objects import BLOCK, ObjectReader
+from sovstore.object_reader import ObjectReader
+from sovstore.object_writer import BLOCK
 from sovstore.store import Store
 from sovstore.walk import Listed, in_order, walk
 

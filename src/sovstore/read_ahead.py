@@ -19,7 +19,7 @@ from fsspec.caching import BaseCache
 
 from sovstore.concurrency import Aside, Coming
 from sovstore.format.cobblestone import CHUNK, WIRE_CHUNK
-from sovstore.objects import ObjectReader, Sealed
+from sovstore.object_reader import ObjectReader, Sealed
 
 #: Requests that are on their way, or waiting to be read, beside the one that is read from.
 _AT_ONCE = 4

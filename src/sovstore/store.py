@@ -26,6 +26,7 @@ from sovstore.errors import (
     ObjectNotFoundError,
     SovstoreError,
     StoreError,
+    named,
 )
 from sovstore.format import body
 from sovstore.format.header import HEADER, KEY, header_key_id, open_header, seal_header
@@ -37,7 +38,8 @@ from sovstore.keyset_changes import Change
 from sovstore.keysets import read_only
 from sovstore.kms.base import Access
 from sovstore.listing import Decoder
-from sovstore.objects import ObjectReader, ObjectWriter, named
+from sovstore.object_reader import ObjectReader
+from sovstore.object_writer import ObjectWriter
 from sovstore.pins import Pins
 from sovstore.secret import Secret
 

@@ -21,7 +21,7 @@ from sovstore.backends.base import Backend, OpenedNow, Upload
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.body import wire_size
 from sovstore.format.cobblestone import ChunkOpener
-from sovstore.objects import AHEAD
+from sovstore.object_writer import AHEAD
 from tests.hosts import PROVIDERS, Through, cheap_key_files, wrap_backends
 from tests.stores import make_store, open_fs
 

@@ -20,7 +20,7 @@ from sovstore.errors import IsFolderError, SovstoreError, StoreError
 from sovstore.filesystem.base import Rooted, sync_form, watched
 from sovstore.filesystem.looking import Looking
 from sovstore.format.cobblestone import CHUNK
-from sovstore.objects import ObjectReader
+from sovstore.object_reader import ObjectReader
 
 #: Ranges of one object that are nearer than this are fetched by one request.
 _GAP = 4 * CHUNK

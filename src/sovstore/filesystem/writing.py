@@ -29,7 +29,7 @@ from sovstore.files import (
 from sovstore.filesystem.base import watched
 from sovstore.filesystem.reading import Reading
 from sovstore.format.cobblestone import CHUNK
-from sovstore.objects import BLOCK, ObjectWriter
+from sovstore.object_writer import BLOCK, ObjectWriter
 
 #: What filesystems of hosts take beside the data: s3fs, adlfs and gcsfs, in any case and with or without '_'.
 _METADATA = frozenset(

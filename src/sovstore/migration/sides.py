@@ -13,7 +13,8 @@ from datetime import datetime
 
 from sovstore.backends.base import Backend, Place
 from sovstore.errors import IsFolderError, ObjectNotFoundError
-from sovstore.objects import BLOCK, ObjectReader, ObjectWriter
+from sovstore.object_reader import ObjectReader
+from sovstore.object_writer import BLOCK, ObjectWriter
 from sovstore.store import Entry, Store
 
 #: Bytes of an object, in order; one is valid until the next is asked for.
