@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import base64
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -22,7 +23,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -308,7 +308,7 @@ def _parts(value: object, depth: int) -> Iterator[bytes]:
             yield from _parts(getattr(value, field.name, None), depth - 1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def watching() -> Iterator[Watched]:
     """Look on while a block runs, in this thread and in those that it starts."""
     watched = Watched()
@@ -385,7 +385,7 @@ CONTEXT = bytes(range(32))
 HTTP = {"kms.http", "kms.http_wire", "kms.service"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _scaleway(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Service]]:
     fake = scaleway_fake.ScalewayFake()
     request.getfixturevalue("monkeypatch").setenv("SCW_SECRET_KEY", "writer-5cc8e1f4")
@@ -393,7 +393,7 @@ def _scaleway(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[st
         yield fake.uri(fake.add(scaleway_fake.Key())), Service(uri="scw-kms://fr-par", ca_file=str(fake.ca_file))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _eviden(folder: Path, api: str) -> Iterator[tuple[str, Service]]:
     fake, certificate = eviden_fake.EvidenFake(), eviden_fake.make_client_certificate(folder)
     fake.add(eviden_fake.Key("cohortes"))
@@ -402,7 +402,7 @@ def _eviden(folder: Path, api: str) -> Iterator[tuple[str, Service]]:
         yield fake.uri("cohortes", api), Service(uri=f"eviden-kms://127.0.0.1:{fake.port}", **files)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _openbao(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Service]]:
     server = request.getfixturevalue("openbao_server")
     key = server.make_key()
@@ -413,13 +413,13 @@ def _openbao(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str
     yield f"{base}/transit/{key}", Service(uri=base, ca_file=str(server.ca_file), token=f"file:{folder / 'token'}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _kmip(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Service]]:
     server = request.getfixturevalue("pykmip_server")
     yield server.key_uri(server.create_keys(1)[0]), server.service
 
 
-@contextmanager
+@contextlib.contextmanager
 def _okms(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Service]]:
     fake = request.getfixturevalue("okms_fake")
     request.getfixturevalue("monkeypatch").setenv("OF_THE_TESTS", fake.token())
@@ -430,7 +430,7 @@ def _okms(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, S
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _pkcs11(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Service]]:
     token = request.getfixturevalue("softhsm_token")
     request.getfixturevalue("monkeypatch").setenv("TOKEN_PIN", token.pin)
@@ -461,8 +461,10 @@ def _pkcs11(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str,
 def test_who_carries_the_ksk_to_a_service(
     driver: str, place: Any, carriers: set[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    with place(tmp_path, request) as (uri, service), opener(service) as opened:
-        kek = opened(uri)
+    with contextlib.ExitStack() as stack:
+        uri, service = stack.enter_context(place(tmp_path, request))
+        # Watching every call makes a fake that checks its own answers slow.
+        kek = stack.enter_context(opener(dataclasses.replace(service, timeout_s=120)))(uri)
         with watching() as watched:
             assert kek.unwrap(kek.wrap(CANARY, CONTEXT), CONTEXT) == CANARY
     # In base64, 30 bytes give 40 characters whatever follows; or behind the 8 bytes that Eviden's driver puts in front.
