@@ -92,6 +92,7 @@ LISTED: dict[str, dict[str, list[str]]] = {
         "manifests": ["reader.version == entry.version"],
     },
     "what the host sent against what it sent before: it knows both": {
+        "object_reader": ["(kept[0].etag, kept[0].size, kept[1]) != (stat.etag, stat.size, start)"],
         "held_keys": ["known.raw == shown", "self._rejected[0] == shown"],
         "keyset_changes": ["await keysets.fetch(backend, config) != raw"],
         "keysets": ["found != raw"],

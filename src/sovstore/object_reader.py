@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ FIRST_WHOLE = OVERHEAD + 16 * WIRE_CHUNK
 #: Chunks at the end of an object fetched with its last one: readers of Parquet ask for its last 64 KiB next, which
 #: lie in up to six, since the last is short.
 _TAIL_CHUNKS = 6
+#: Objects whose end is kept for the next time that they are opened.
+_ENDS = 16
 #: How often an object is opened that others keep replacing, with its size and its bytes asked for one after the other.
 _TURNS = 4
 #: Fewer chunks than this are opened at once, where a thread would cost more than it saves.
@@ -85,6 +87,30 @@ class Sealed:
         """Return these of them."""
         first = (span.start - self.span.start) * WIRE_CHUNK
         return self.data[first : first + len(span) * WIRE_CHUNK]
+
+
+class Ends:
+    """The last chunks of objects that were opened, still sealed and known to be authentic; of one event loop.
+
+    Readers of Parquet open a table several times: each time but the first takes its first chunks alone from the host.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[Stat, bytes, Sealed]] = OrderedDict()
+
+    def of(self, stat: Stat, start: bytes) -> Sealed | None:
+        """Return those of the version that is described by `stat` and whose first 184 bytes are `start`."""
+        kept = self._kept.get(stat.name)
+        if kept is None or stat.etag is None or (kept[0].etag, kept[0].size, kept[1]) != (stat.etag, stat.size, start):
+            return None
+        return kept[2]
+
+    def keep(self, stat: Stat, start: bytes, end: Sealed) -> None:
+        """Remember those of an object that was opened, and forget those of the one that was opened the longest ago."""
+        self._kept[stat.name] = (stat, start, end)
+        self._kept.move_to_end(stat.name)
+        if len(self._kept) > _ENDS:
+            self._kept.popitem(last=False)
 
 
 class ObjectReader:
@@ -138,6 +164,7 @@ class ObjectReader:
         *,
         whole: bool = False,
         in_turn: bool = False,
+        ends: Ends | None = None,
     ) -> Self:
         """Return the reader of the object at `path`, whose name at the host is `name`.
 
@@ -151,6 +178,8 @@ class ObjectReader:
             Ask what there is before asking for its bytes, and not at the same time. Whoever copies an object by its
             ETag must: with an ETag that is newer than the header, a new header would be put on the body of another
             version.
+        ends : Ends, optional
+            What is known of objects that were opened before, and learns of this one.
 
         Raises
         ------
@@ -161,7 +190,7 @@ class ObjectReader:
         """
         with named(path, name):
             try:
-                return await cls._open(backend, name, path, unwrap, whole=whole, in_turn=in_turn)
+                return await cls._open(backend, name, path, unwrap, whole=whole, in_turn=in_turn, ends=ends)
             except (IntegrityError, FormatError, ObjectChangedError):
                 # Size and bytes come from two requests, and somebody may have replaced the object between them.
                 pass
@@ -173,7 +202,15 @@ class ObjectReader:
 
     @classmethod
     async def _open(
-        cls, backend: Backend, name: str, path: str, unwrap: Unwrap, *, whole: bool = False, in_turn: bool = False
+        cls,
+        backend: Backend,
+        name: str,
+        path: str,
+        unwrap: Unwrap,
+        *,
+        whole: bool = False,
+        in_turn: bool = False,
+        ends: Ends | None = None,
     ) -> Self:
         if in_turn:
             stat = await backend.stat(name)
@@ -191,21 +228,26 @@ class ObjectReader:
         last = size // CHUNK
         body = memoryview(first)[OVERHEAD:]
         cached = [Sealed(range(-(-len(body) // WIRE_CHUNK)), body)]
-        header = bytes(first[:HEADER])
-        if len(first) < stat.size:
-            start = max(0, last + 1 - _TAIL_CHUNKS)
+        start = bytes(first[:OVERHEAD])
+        header, version = start[:HEADER], start[HEADER:]
+        known = ends.of(stat, start) if ends is not None else None
+        if known is not None or len(first) == stat.size:
+            dek = await unwrap(path, header)
+        else:
+            span = range(max(0, last + 1 - _TAIL_CHUNKS), last + 1)
             # The last chunk says how long the object is; it is fetched while the keyset may still be loading.
             dek, tail = await both(
-                unwrap(path, header), backend.read(name, wire_offset(start), stat.size, etag=stat.etag)
+                unwrap(path, header), backend.read(name, wire_offset(span.start), stat.size, etag=stat.etag)
             )
-            same_length(path, len(tail), stat.size - wire_offset(start))
-            cached.append(Sealed(range(start, last + 1), memoryview(tail)))
-        else:
-            dek = await unwrap(path, header)
-        version = bytes(first[HEADER:OVERHEAD])
+            same_length(path, len(tail), stat.size - wire_offset(span.start))
+            known = Sealed(span, memoryview(tail))
+        if known is not None:
+            cached.append(known)
         reader = cls(backend, path, stat, header, version, dek, cached)
         end = range(last, last + 1)
         reader._open_span(end, cached[-1].slice(end))
+        if ends is not None and known is not None:
+            ends.keep(stat, start, known)
         return reader
 
     @property

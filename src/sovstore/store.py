@@ -38,7 +38,7 @@ from sovstore.keyset_changes import Change
 from sovstore.keysets import read_only
 from sovstore.kms.base import Access
 from sovstore.listing import Decoder
-from sovstore.object_reader import ObjectReader
+from sovstore.object_reader import Ends, ObjectReader
 from sovstore.object_writer import ObjectWriter
 from sovstore.pins import Pins
 from sovstore.secret import Secret
@@ -92,11 +92,15 @@ class Entry:
 
 @dataclass
 class _PerLoop:
-    """What belongs to one event loop: connections, and a lock that keeps two tasks from asking the KMS at once."""
+    """What belongs to one event loop.
+
+    Connections, a lock that keeps two tasks from asking the KMS at once, and what the next open needs not fetch.
+    """
 
     backend: Backend
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     swept: bool = False
+    ends: Ends = field(default_factory=Ends)
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_AT_ONCE))
 
 
@@ -302,7 +306,12 @@ class Store:
         if not name:
             raise IsFolderError(f"{self.config.name}: the root is a folder", path=path)
         try:
-            reader = await ObjectReader.open(self.backend, name, path, self._dek, whole=whole, in_turn=in_turn)
+            # A file of this machine is read as fast as what is kept of it would be found.
+            state = self._per_loop()
+            ends = None if state.backend.blocking else state.ends
+            reader = await ObjectReader.open(
+                state.backend, name, path, self._dek, whole=whole, in_turn=in_turn, ends=ends
+            )
         except ObjectNotFoundError as exc:
             raise await self._missing(path) from exc
         # A handle stays open for longer than the keys of its store may be used: a revoked KEK stops it too.
