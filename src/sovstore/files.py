@@ -100,7 +100,7 @@ class SovReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no ty
             **kwargs,
         )
         if own:
-            self.cache = self._ahead = ReadAhead(reader, self.blocksize, fs._submit)
+            self.cache = self._ahead = ReadAhead(reader, kwargs.get("block_size"), fs._submit)
 
     def read(self, length: int | None = -1) -> bytes:
         """Return up to `length` bytes; all that are left without it.

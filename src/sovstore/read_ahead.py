@@ -30,7 +30,7 @@ class _Limits:
     """Chunks of one request that reads ahead; of one that was asked for; of each where that was more.
 
     Then of what is kept ahead: at first, at most, and how many times more whenever that was used; and how many may be
-    left out by a read that goes on all the same.
+    left out by a read that goes on all the same, and how many times what the read before it was.
     """
 
     window: int
@@ -40,6 +40,7 @@ class _Limits:
     ahead: int
     grows: int
     gap: int
+    times: int = 4
 
 
 #: A file of this machine: a megabyte, which the processor's cache holds from the read to the decryption.
@@ -47,6 +48,13 @@ _BLOCKING = _Limits(window=64, asked=64, large=64, first=4, ahead=192, grows=2, 
 #: Over the network a request costs as much as a megabyte: a read of up to 32 MiB is one, and a reader of columns that
 #: leaves out less than that between two of them is taken to go on.
 _REMOTE = _Limits(window=256, asked=2048, large=512, first=16, ahead=1024, grows=4, gap=64)
+
+
+def _in_blocks(size: int) -> _Limits:
+    """Return the limits of who asks for blocks of `size` bytes: one ahead from the start on, whatever is left out."""
+    block = -(-size // CHUNK)
+    asked, large = max(block, _REMOTE.asked), max(block, _REMOTE.large)
+    return _Limits(window=block, asked=asked, large=large, first=block, ahead=block, grows=1, gap=block, times=size)
 
 
 class _Here:
@@ -80,8 +88,9 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
     ----------
     reader : ObjectReader
         The opened object.
-    block_size : int
-        What fsspec says of the file; nothing is read by it.
+    block_size : int, optional
+        Bytes to read ahead at a time over a network, from the first read that goes on, also over gaps of that size:
+        fewer and larger requests. Up to three such blocks are held.
     submit : callable
         Runs a coroutine in the loop of the reader.
     """
@@ -89,12 +98,12 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
     name = "sov"
 
     def __init__(
-        self, reader: ObjectReader, block_size: int, submit: Callable[[Coroutine[Any, Any, Any]], Future[Any]]
+        self, reader: ObjectReader, block_size: int | None, submit: Callable[[Coroutine[Any, Any, Any]], Future[Any]]
     ) -> None:
         # fsspec takes the fetcher of a file for its own, where it copies the whole of it.
-        super().__init__(block_size, self._fetch, reader.plain_size)
+        super().__init__(block_size or CHUNK, self._fetch, reader.plain_size)
         self._reader, self._submit = reader, submit
-        self._limits = _BLOCKING if reader.reads_now else _REMOTE
+        self._limits = _BLOCKING if reader.reads_now else _in_blocks(block_size) if block_size else _REMOTE
         self._buffer_size = min(self._limits.window, reader.plain_size // CHUNK + 1) * WIRE_CHUNK
         self._start_over()
 
@@ -146,7 +155,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
     def _read_into(self, start: int, out: memoryview) -> None:
         done, wanted, stop = 0, len(out), -(-(start + len(out)) // CHUNK)
         # A first read goes on from the start, or from nowhere; and what is left out is a few times what was read.
-        gap = min(self._limits.gap * CHUNK, 4 * (self._next - self._begun))
+        gap = min(self._limits.gap * CHUNK, self._limits.times * (self._next - self._begun))
         follows = self._begun <= start <= self._next + gap
         held: Sealed | None = None
         while done < wanted:
@@ -186,6 +195,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         window = self._window(chunk_no)
         ahead, limits = self._ahead if follows else 0, self._limits
         if window is None and chunk_no != self._asked:
+            if not follows and self._is_before(chunk_no, stop):
+                return self._read_before(range(chunk_no, min(stop, self._windows[0].span.start)))
             self._forget(chunk_no)
         if follows and (window is None or window is not self._current):
             ahead = min(limits.ahead, max(limits.first, limits.grows * ahead))
@@ -197,6 +208,19 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         window = self._current = window or self._window(chunk_no)
         assert window is not None  # noqa: S101  # nosec B101  # it was asked for
         return window.coming.result()
+
+    def _is_before(self, chunk_no: int, stop: int) -> bool:
+        """Return whether a few chunks are wanted that lie before what is held: no reason to forget that.
+
+        The threads of pyarrow ask for two columns in either order.
+        """
+        windows, limits = self._windows, self._limits
+        few = stop - chunk_no <= limits.window and len(windows) <= _AT_ONCE
+        return limits.gap > 0 and few and bool(windows) and chunk_no < windows[0].span.start
+
+    def _read_before(self, span: range) -> Sealed:
+        self._windows.appendleft(self._asked_for(span))
+        return self._windows[0].coming.result()
 
     def _window(self, chunk_no: int) -> _Window | None:
         return next((window for window in self._windows if chunk_no in window.span), None)
@@ -215,25 +239,22 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
             past = (self._asked + count) % limits.window
             if past < count - max(missing, 0) and count - past >= limits.window // 2:
                 count -= past
-            self._launch(range(self._asked, self._asked + count))
+            self._windows.append(self._asked_for(range(self._asked, self._asked + count)))
             self._asked += count
 
-    def _launch(self, span: range) -> None:
+    def _asked_for(self, span: range) -> _Window:
         reader = self._reader
         self.miss_count += 1
         self.total_requested_bytes += len(span) * CHUNK
         if not reader.reads_now:
-            self._windows.append(_Window(span, self._submit(reader.sealed(span)), None))
-            return
+            return _Window(span, self._submit(reader.sealed(span)), None)
         if not reader.may_go_on_now() and reader.may_go_on is not None:
             self._submit(_awaited(reader.may_go_on)).result()
         buffer = self._spare.pop() if self._spare else bytearray(self._buffer_size)
         if len(span) < self._limits.window:
-            self._windows.append(_Window(span, _Here(reader.sealed_now(span, buffer)), buffer))
-            return
+            return _Window(span, _Here(reader.sealed_now(span, buffer)), buffer)
         self._aside = self._aside or Aside("sovstore-ahead")
-        coming = self._aside.submit(Coming(partial(reader.sealed_now, span, buffer)))
-        self._windows.append(_Window(span, coming, buffer))
+        return _Window(span, self._aside.submit(Coming(partial(reader.sealed_now, span, buffer))), buffer)
 
     def _drop(self, window: _Window) -> None:
         # A thread may still be filling a buffer that nobody waits for: it is let go with the buffer.

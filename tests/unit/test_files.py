@@ -179,6 +179,70 @@ def test_a_reader_of_columns_goes_on_over_small_gaps(nine_mib: Any) -> None:
     assert len(numbers) == len(set(numbers))
 
 
+@pytest.mark.parametrize("nine_mib", ["memory"], indirect=True)
+@pytest.mark.parametrize("option", ["block_size", "default_block_size"])
+def test_blocks_are_read_over_any_gap(nine_mib: Any, option: str) -> None:
+    """As `s3fs` reads: few large requests for columns that lie far apart, where somebody wants that."""
+    fs, asked = nine_mib
+    options = {"block_size": 4 * MIB} if option == "block_size" else {}
+    if not options:
+        fs = open_fs(Path(fs.storage_options["config"]), default_block_size=4 * MIB)
+    with fs.open("large", **options) as file:
+        asked.clear()
+        for start in range(MIB, 9 * MIB, MIB):
+            file.seek(start)
+            assert file.read(100) == _DATA[start : start + 100]
+    numbers = [number for span in asked for number in span]
+    assert len(asked) <= 5
+    assert len(numbers) == len(set(numbers))
+    # Without, each is a chunk of its own.
+    with open_fs(Path(fs.storage_options["config"])).open("large") as file:
+        asked.clear()
+        for start in range(MIB, 9 * MIB, MIB):
+            file.seek(start)
+            file.read(100)
+    assert [len(span) for span in asked] == [1] * 8
+
+
+@pytest.mark.parametrize("nine_mib", ["memory"], indirect=True)
+def test_a_step_back_forgets_nothing(nine_mib: Any) -> None:
+    """The threads of pyarrow ask for two columns in either order."""
+    fs, asked = nine_mib
+    with fs.open("large") as file:
+        asked.clear()
+        for start, size in ((3 * MIB, MIB), (4 * MIB, CHUNK), (MIB, CHUNK), (4 * MIB + CHUNK, CHUNK), (2 * MIB, 1)):
+            file.seek(start)
+            assert file.read(size) == _DATA[start : start + size]
+    numbers = [number for span in asked for number in span]
+    assert len(numbers) == len(set(numbers))
+    # However often it goes back, what is held is little.
+    with fs.open("large") as file:
+        asked.clear()
+        for start in range(8 * MIB, MIB, -CHUNK):
+            file.seek(start)
+            assert file.read(1) == _DATA[start : start + 1]
+            assert len(file.cache._windows) <= 6
+    assert len(asked) == 7 * MIB // CHUNK
+
+
+@pytest.mark.parametrize("nine_mib", ["memory"], indirect=True)
+def test_a_second_open_fetches_the_start_alone(nine_mib: Any) -> None:
+    """A reader of Parquet opens a table several times, and looks at its end each time."""
+    fs, asked = nine_mib
+    asked.clear()
+    for _ in range(3):
+        with fs.open("large") as file:
+            file.seek(-64 * 1024, os.SEEK_END)
+            assert file.read() == _DATA[-64 * 1024 :]
+    # The header counts as chunk -1.
+    start, last = range(-1, 4), len(_DATA) // CHUNK
+    assert asked == [start, range(last - 5, last + 1), start, start]
+    # Another version is another object.
+    fs.pipe_file("large", _DATA[::-1])
+    assert fs.open("large").read(10) == _DATA[:-11:-1]
+    assert fs.tail("large", 10) == _DATA[9::-1]
+
+
 @pytest.mark.parametrize("nine_mib", ["local"], indirect=True)
 @pytest.mark.parametrize("place", [100, 300 * CHUNK + 10, 9 * MIB])
 @pytest.mark.parametrize("from_start", [True, False])

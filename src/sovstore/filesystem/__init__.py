@@ -27,6 +27,9 @@ class SovFileSystem(Moving):
         File of a recovery key to open the store with, instead of its KEK; read-only then.
     asynchronous : bool
         Whether the coroutines are awaited by the caller, in the caller's event loop.
+    default_block_size : int, optional
+        Bytes that files opened without ``block_size`` read ahead over a network, as other filesystems take it: fewer
+        and larger requests. Without it they read what is asked for, and more only when a reader goes on.
 
     Raises
     ------

@@ -126,11 +126,13 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | None = None,
+        default_block_size: int | None = None,
         **kwargs: Any,  # fsspec's own options
     ) -> None:
         for option in set(kwargs) - _FSSPEC_OPTIONS:
             # Not kept, not shown: fsspec writes all options into pickles and JSON, and this may be a secret.
-            hint = "known: store, config, recovery_key, asynchronous; everything else stands in the configuration"
+            known = "store, config, recovery_key, asynchronous, default_block_size"
+            hint = f"known: {known}; everything else stands in the configuration"
             raise ConfigError(f"sov: unknown option {option!r}", path=option, hint=hint)
         super().__init__(asynchronous=asynchronous, loop=loop, batch_size=batch_size or _BATCH, **kwargs)
         loaded = configuration.load(config)
@@ -143,6 +145,7 @@ class SovBase(AsyncFileSystem, metaclass=_Configured):  # type: ignore[misc]  # 
             key = RecoveryKey.load(read_file(str(Path(recovery_key).expanduser())), what=str(recovery_key))
         ask = getpass.getpass if sys.stdin is not None and sys.stdin.isatty() else None
         self.store_name = store
+        self.default_block_size = default_block_size
         self.store = Store(described, configuration.access(described, ask), key)
         self._is_watched = local_plaintext.is_watched(described)
         # fsspec strips by instance and by class; only the instance can tell that a URL is of another store.

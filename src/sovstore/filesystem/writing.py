@@ -111,6 +111,7 @@ class Writing(Reading):
         if mode == "rb":
             kind = self._kind_of_reader(cache_type)
             reader = self._sync(self.store.reader, path)
+            block_size = block_size or self.default_block_size
             return kind(self, reader, cache_type, block_size=block_size, cache_options=cache_options)
         return SovWriter(self, self._sync(self._new_writer, path, mode), mode)
 
