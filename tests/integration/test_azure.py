@@ -690,6 +690,21 @@ _LIES = [
 ]
 
 
+def test_the_first_bytes_come_with_size_and_etag(azurite_faults, place):
+    """A file is opened without asking what there is: one request less, and no other version between the two."""
+    through = azurite_faults()
+
+    async def work(backend):
+        await put(backend, "a", bytes(1000))
+        through.proxy.forget()
+        found, data = await backend.read_first("a", 100)
+        assert [request.method for request in through.proxy.requests] == ["GET"]
+        assert (found.size, len(data)) == (1000, 100)
+        assert found == await backend.stat("a")
+
+    use(place(through.server), work)
+
+
 def test_the_host_copies_from_another_container(azurite_server, azurite_faults, place):
     """Block list and all, so that a later rename is as cheap; and a lost reply is no other writer."""
     through = azurite_faults()

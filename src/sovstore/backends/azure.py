@@ -99,12 +99,36 @@ class AzureBackend(LoopBackend):
         self.after_fork()
         return await self.on_loop(self._read(name, start, end, etag)) if start < end else b""
 
+    async def read_first(self, name: str, size: int) -> tuple[Stat, bytes]:
+        """Return what the host says of a blob, and its first `size` bytes, by one request."""
+        self.after_fork()
+        return await self.on_loop(self._read_first(name, size))
+
+    async def _read_first(self, name: str, size: int) -> tuple[Stat, bytes]:
+        try:
+            said, data = await self._read_described(name, 0, size, None)
+        except ObjectNotFoundError:
+            # It may be a folder.
+            return await self._stat(name), b""
+        if said is None:
+            return await self._head(name), data
+        async with self._client.mapped(name):
+            # The SDK puts the size of the reply in place of that of the blob, which stands behind the range.
+            said.size = int(str(said.content_range).rpartition("/")[2])
+            return _described(said, name), data
+
     async def _read(self, name: str, start: int, end: int, etag: str | None) -> bytes:
+        return (await self._read_described(name, start, end, etag))[1]
+
+    async def _read_described(
+        self, name: str, start: int, end: int, etag: str | None
+    ) -> tuple[BlobProperties | None, bytes]:
+        """Return the bytes of a range and what the reply says of the blob; None when it ends before."""
         # The SDK tries requests again, and bodies that broke off only sometimes. One deadline for all together.
         async with self._client.mapped(name, size=end - start):
             return await retried(lambda: self._range(name, start, end, etag), StoreUnavailableError)
 
-    async def _range(self, name: str, start: int, end: int, etag: str | None) -> bytes:
+    async def _range(self, name: str, start: int, end: int, etag: str | None) -> tuple[BlobProperties | None, bytes]:
         asked = {"offset": start, "length": end - start, **condition(create=False, if_match=etag)}
         try:
             async with self._client.mapped(name, size=end - start):
@@ -112,11 +136,11 @@ class AzureBackend(LoopBackend):
                 data = b"".join([piece async for piece in reply.chunks()])
         except StoreError as exc:
             if http_status(exc) == 416:
-                return b""
+                return None, b""
             raise
         if len(data) != reply.size:
             raise StoreUnavailableError(f"{name}: the reply is not what was asked for", path=name)
-        return data
+        return reply.properties, data
 
     async def upload(
         self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
