@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from sovstore.backends.base import Backend, OpenedNow, Upload
 from sovstore.errors import IntegrityError, ObjectChangedError, StoreError, StoreUnavailableError, UnsupportedError
-from sovstore.files import CompressedFile, check_mode, handled_exception, leaving_by_exception
+from sovstore.file_wrappers import CompressedFile
+from sovstore.files import check_mode, handled_exception, leaving_by_exception
 from sovstore.format.body import OVERHEAD
 from sovstore.format.cobblestone import WIRE_CHUNK
 from tests.hosts import PROVIDERS, Host, Through, cheap_key_files, open_host, wrap_backends

@@ -16,13 +16,12 @@ from fsspec.core import get_compression
 
 from sovstore import local_plaintext
 from sovstore.errors import UnsupportedError
+from sovstore.file_wrappers import CompressedFile, TextFile
 from sovstore.files import (
     AsyncReader,
     AsyncWriter,
-    CompressedFile,
     SovReader,
     SovWriter,
-    TextFile,
     WatchedReader,
     check_mode,
 )
