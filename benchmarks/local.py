@@ -15,6 +15,7 @@ import subprocess  # nosec B404  # fresh interpreters
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,7 @@ def memory(facts: Facts, step_mib: str) -> Measured:
 
     done = measured(both, 2 * size_mib)
     fs.rm_file(path)
-    return Measured(done.wall_s, done.cpu_s, done.amount, peaks)
+    return replace(done, extra=peaks)
 
 
 def _peak_of(work: Callable[[], None]) -> float:
@@ -382,7 +383,7 @@ def importing(facts: Facts, package: str) -> Measured:
             taken.append(float(done.stdout))
 
     done = measured(start, facts["count"])
-    return Measured(done.wall_s, done.cpu_s, done.amount, {"import_s": sum(taken) / len(taken)})
+    return replace(done, extra={"import_s": sum(taken) / len(taken)})
 
 
 _PACKAGES = {"no import": "sys", **{name: name for name in ("sovstore", "fsspec", "cryptography", "s3fs")}}

@@ -48,6 +48,8 @@ class Figures:
         Units per second.
     cpu_s : float
         CPU seconds per unit, median.
+    in_kernel : float
+        The share of them that the kernel took, median; None when they are none.
     times, cpu_times : Spread
         Its speed through that of the first contender of the same round, by the clock and by CPU seconds: more is
         better in both. None without one.
@@ -62,6 +64,7 @@ class Figures:
     rounds: int
     speed: Spread | None
     cpu_s: float | None
+    in_kernel: float | None
     times: Spread | None
     cpu_times: Spread | None
     extra: Mapping[str, Spread]
@@ -80,13 +83,15 @@ def figures(results: Results) -> list[Figures]:
 
 def _figures(case: Case, name: str, trouble: str, taken: Sequence[Measured], first: Sequence[Measured]) -> Figures:
     if not taken:
-        return Figures(name, trouble or "not measured", 0, None, None, None, None, {}, {})
+        return Figures(name, trouble or "not measured", 0, None, None, None, None, None, {}, {})
     speed = Spread.of([one.amount / one.wall_s for one in taken])
     times, cpu_times = ratios(taken, first, _wall), ratios(taken, first, _cpu)
     extra = {key: Spread.of([one.extra[key] for one in taken]) for key in taken[0].extra}
     goals = _goals(case, name, speed, times, extra)
     cpu_s = statistics.median(_cpu(one) for one in taken)
-    return Figures(name, trouble, len(taken), speed, cpu_s, times, cpu_times, extra, goals)
+    shares = [one.system_s / one.cpu_s for one in taken if one.cpu_s]
+    in_kernel = statistics.median(shares) if shares else None
+    return Figures(name, trouble, len(taken), speed, cpu_s, in_kernel, times, cpu_times, extra, goals)
 
 
 def _wall(one: Measured) -> float:
@@ -124,7 +129,8 @@ def markdown(results: Results) -> str:
     """Return the table of a case."""
     case = results.case
     per, unit = (1024, "GiB") if case.unit == "MiB" else (1, case.unit.removesuffix("s"))
-    titles = ["contender", f"{case.unit}/s", f"CPU s per {unit}", "speed, times the first", "by CPU s", "also", "goal"]
+    titles = ["contender", f"{case.unit}/s", f"CPU s per {unit}", "in the kernel"]
+    titles += ["speed, times the first", "by CPU s", "also", "goal"]
     lines = [titles, ["---"] * len(titles)]
     for row in figures(results):
         if row.speed is None or row.cpu_s is None:
@@ -134,6 +140,7 @@ def markdown(results: Results) -> str:
         goals = [f"{goal}: {'met' if met else 'not met'}" for goal, met in row.goals.items()]
         goals += [f"{_one_line(row.trouble)} after {row.rounds} rounds"] if row.trouble else []
         speeds = [count(row.speed.median), seconds(row.cpu_s * per)]
+        speeds.append("" if row.in_kernel is None else f"{row.in_kernel:.0%}")
         times = [str(times) if times else "" for times in (row.times, row.cpu_times)]
         lines.append([row.name, *speeds, *times, "; ".join(also), "; ".join(goals)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

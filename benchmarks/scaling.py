@@ -13,13 +13,12 @@ import multiprocessing
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case, Contender, Measured, measured
+from benchmarks.case import Case, Contender, Measured, cpu, measured
 from benchmarks.local import _peak_of
 from benchmarks.migration import _environment
 from benchmarks.remote import MIB, SHARED, STORE, Facts, Sizes, open_sov
@@ -99,8 +98,12 @@ def _in_processes(count: int, facts: Facts) -> Measured:
     found = [results.get(timeout=600) for _ in children]
     for child in children:
         child.join()
-    wall = max(one.wall_s for one in found)
-    return Measured(wall, sum(one.cpu_s for one in found), sum(one.amount for one in found))
+    return Measured(
+        wall_s=max(one.wall_s for one in found),
+        cpu_s=sum(one.cpu_s for one in found),
+        amount=sum(one.amount for one in found),
+        system_s=sum(one.system_s for one in found),
+    )
 
 
 one_thread, two_threads = (functools.partial(_in_threads, count) for count in (1, 2))
@@ -135,9 +138,11 @@ def _on_dask(count: int, facts: Facts) -> Measured:
         total = frame["value"].sum()
         # The workers load what they need, and open the store.
         total.compute()
-        before = sum(client.run(time.process_time).values())
+        before = client.run(cpu)
         done = measured(total.compute, facts["rows"])
-        return replace(done, cpu_s=done.cpu_s + sum(client.run(time.process_time).values()) - before)
+        spent = [(now[0] - before[worker][0], now[1] - before[worker][1]) for worker, now in client.run(cpu).items()]
+        cpu_s, system_s = (sum(each) for each in zip(*spent, strict=True))
+        return replace(done, cpu_s=done.cpu_s + cpu_s, system_s=done.system_s + system_s)
 
 
 one_worker, two_workers = (functools.partial(_on_dask, count) for count in (1, 2))

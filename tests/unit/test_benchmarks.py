@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import child, report, runner
-from benchmarks.case import Case, Contender, Measured
+from benchmarks.case import Case, Contender, Measured, measured
 from benchmarks.runner import Results
 from tests.hosts import cheap_key_files
 
@@ -69,6 +70,18 @@ def test_ratios_are_of_the_same_round_and_by_the_amount() -> None:
     assert report.figures(_results(a=[], b=other))[1].times is None
 
 
+def test_how_much_of_the_cpu_was_the_kernel() -> None:
+    found = measured(lambda: os.urandom(2**22), 4)
+    assert 0 <= found.system_s <= found.cpu_s
+    rounds = {"a": [Measured(1, 4, 1, system_s=1), Measured(1, 0, 1), Measured(1, 2, 1, system_s=1)]}
+    rounds["b"] = [Measured(1, 0, 1)]
+    a, b = report.figures(_results(**rounds))
+    assert (a.in_kernel, b.in_kernel) == (0.375, None)
+    shown = report.markdown(_results(**rounds)).splitlines()
+    assert shown[-2].startswith("| a | 1 | 2 s | 38% |")
+    assert shown[-1].startswith("| b | 1 | 0 s |  |")
+
+
 def test_goals() -> None:
     case = _case(
         "a", "b", goals={"b": 0.5}, speeds={"b": 3}, limits={"b": {"peak_bytes": 2**20}, "a": {"import_s": 1.0}}
@@ -80,7 +93,7 @@ def test_goals() -> None:
     line = report.markdown(Results(case, {"much": 5000}, rounds=rounds)).splitlines()
     assert line[2] == "Write 5,000 things."
     assert line[-1] == (
-        "| b | 2 | 500 ms | 0.50 (0.50 to 0.50) | 0.50 (0.50 to 0.50) | peak: 2.0 MiB |"
+        "| b | 2 | 500 ms | 0% | 0.50 (0.50 to 0.50) | 0.50 (0.50 to 0.50) | peak: 2.0 MiB |"
         " >= 0.50 x: met; >= 3 things/s: not met; peak <= 1.0 MiB: not met |"
     )
 
