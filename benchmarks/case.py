@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+MIB = 2**20
+
 
 class Skipped(Exception):  # noqa: N818  # nothing went wrong
     """A contender does not take part at the sizes asked for; the text says why."""

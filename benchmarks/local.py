@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import os
-import re
 import shutil
 import subprocess  # nosec B404  # fresh interpreters
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case, Contender, Measured, Skipped, measured
-from benchmarks.machine import block_of_memory
+from benchmarks.bare import CEILING
+from benchmarks.case import MIB, Case, Contender, Measured, Skipped, measured
+from benchmarks.memory import block_of_memory, peak_of
+from benchmarks.place import Facts, Sizes, local_store, open_local
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.body import BodySealer
 from sovstore.format.header import seal_header
 from sovstore.secret import Secret
-from tests.stores import make_store, open_fs
 
-MIB = 2**20
 SMALL_OBJECT = 4096
 #: For a trial.
 SMALL = {
@@ -39,42 +36,14 @@ SMALL = {
     "memory_mib": 64,
     "imports": 1,
 }
-_SHARED = Path("/dev/shm")  # noqa: S108  # nosec B108  # own folder
-_SHARED_OR_TEMPORARY = _SHARED if _SHARED.is_dir() else None
 _STEPS_MIB = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
-Facts = Mapping[str, Any]
-Sizes = Mapping[str, int]
-
-
-@contextlib.contextmanager
-def _place(**facts: Any) -> Iterator[Facts]:
-    """Yield the facts about a new folder with a local store in it, and about the work."""
-    with tempfile.TemporaryDirectory(dir=_SHARED_OR_TEMPORARY) as folder:
-        # Where sovstore keeps what it knows of a store: `open_sov` says the same.
-        before = os.environ.get("XDG_STATE_HOME")
-        os.environ["XDG_STATE_HOME"] = folder
-        try:
-            file = make_store(Path(folder))
-        finally:
-            os.environ.pop("XDG_STATE_HOME")
-            os.environ.update({} if before is None else {"XDG_STATE_HOME": before})
-        yield {"folder": folder, "config": str(file), **facts}
-
-
-def open_sov(facts: Facts) -> SovFileSystem:
-    """Return the store, with its keys there."""
-    os.environ["XDG_STATE_HOME"] = facts["folder"]
-    fs = open_fs(Path(facts["config"]))
-    fs.ls("")
-    return fs
 
 
 # One large object
 
 
 def _stream(sizes: Sizes) -> contextlib.AbstractContextManager[Facts]:
-    return _place(size=sizes.get("stream_mib", 1024) * MIB)
+    return local_store(size=sizes.get("stream_mib", 1024) * MIB)
 
 
 def _write(file: Any, size: int, block: bytes | memoryview) -> None:
@@ -92,7 +61,7 @@ def _read(file: Any, size: int, block: memoryview) -> None:
 
 def write_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.open` and `write`."""
-    fs, block = open_sov(facts), block_of_memory()
+    fs, block = open_local(facts), block_of_memory()
 
     def write() -> None:
         with fs.open("object", "wb") as file:
@@ -114,7 +83,7 @@ def write_plain(facts: Facts) -> Measured:
 
 def read_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.open` and `readinto`."""
-    fs, block = open_sov(facts), block_of_memory()
+    fs, block = open_local(facts), block_of_memory()
     _fill_sov(fs, facts["size"])
 
     def read() -> None:
@@ -158,7 +127,7 @@ def _random(read_size: int, sizes: Sizes) -> contextlib.AbstractContextManager[F
     # Steps of the golden ratio: all over the object, none twice, and the same for every contender.
     step, room = int(size * 0.6180339887), size - read_size
     offsets = [number * step % room for number in range(sizes.get("random_reads", 5000))]
-    return _place(size=size, read_size=read_size, offsets=offsets)
+    return local_store(size=size, read_size=read_size, offsets=offsets)
 
 
 def _reads(file: Any, facts: Facts) -> Measured:
@@ -173,7 +142,7 @@ def _reads(file: Any, facts: Facts) -> Measured:
 
 def random_sov(facts: Facts) -> Measured:
     """Measure `seek` and `read` of an open handle."""
-    fs = open_sov(facts)
+    fs = open_local(facts)
     _fill_sov(fs, facts["size"])
     with fs.open("object", "rb") as file:
         return _reads(file, facts)
@@ -189,7 +158,7 @@ def random_plain(facts: Facts) -> Measured:
 
 
 def _small(sizes: Sizes) -> contextlib.AbstractContextManager[Facts]:
-    return _place(count=sizes.get("small_objects", 10_000))
+    return local_store(count=sizes.get("small_objects", 10_000))
 
 
 def _fresh(facts: Facts) -> dict[str, bytes]:
@@ -199,7 +168,7 @@ def _fresh(facts: Facts) -> dict[str, bytes]:
 
 def small_write_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.pipe`."""
-    fs, values = open_sov(facts), _fresh(facts)
+    fs, values = open_local(facts), _fresh(facts)
     done = measured(lambda: fs.pipe(values), len(values))
     fs.rm(str(os.getpid()), recursive=True)
     return done
@@ -222,7 +191,7 @@ def small_write_plain(facts: Facts) -> Measured:
 
 def small_read_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.cat` of a list."""
-    fs = open_sov(facts)
+    fs = open_local(facts)
     paths = _small_sov(fs, facts)
     return measured(lambda: _complete(fs.cat(paths), paths), len(paths))
 
@@ -235,7 +204,7 @@ def small_read_plain(facts: Facts) -> Measured:
 
 def small_list_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.find` with details."""
-    fs = open_sov(facts)
+    fs = open_local(facts)
     paths = _small_sov(fs, facts)
     fs.invalidate_cache()
     return measured(lambda: _complete(fs.find("small", detail=True), paths), len(paths))
@@ -315,7 +284,7 @@ def seal_bare(facts: Facts) -> Measured:
 
 
 def _memory(sizes: Sizes) -> contextlib.AbstractContextManager[Facts]:
-    return _place(most_mib=sizes.get("memory_mib", 8192))
+    return local_store(most_mib=sizes.get("memory_mib", 8192))
 
 
 def memory(facts: Facts, step_mib: str) -> Measured:
@@ -323,7 +292,7 @@ def memory(facts: Facts, step_mib: str) -> Measured:
     size_mib = int(step_mib)
     if size_mib > facts["most_mib"]:
         raise Skipped(f"memory_mib is {facts['most_mib']}")
-    fs, block, into = open_sov(facts), block_of_memory(), block_of_memory()
+    fs, block, into = open_local(facts), block_of_memory(), block_of_memory()
     path, peaks = f"{size_mib}", dict[str, float]()
 
     def write() -> None:
@@ -336,29 +305,12 @@ def memory(facts: Facts, step_mib: str) -> Measured:
             _read(file, size_mib * MIB, into)
 
     def both() -> None:
-        peaks.update(write_bytes=_peak_of(write), read_bytes=_peak_of(read))
+        peaks.update(write_bytes=peak_of(write), read_bytes=peak_of(read))
         peaks["peak_bytes"] = max(peaks.values())
 
     done = measured(both, 2 * size_mib)
     fs.rm_file(path)
     return replace(done, extra=peaks)
-
-
-def _peak_of(work: Callable[[], None]) -> float:
-    """Return by how many bytes the resident memory of this process grew at most."""
-    gc.collect()
-    # proc(5): 5 sets the high-water mark back to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    work()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"/proc/self/status: no {field}")
-    return int(found[1]) * 1024
 
 
 # Import
@@ -402,7 +354,6 @@ _PEERS = {
 }
 #: These do one eighth: the first is slow, the other holds all of it in memory, several times.
 _PARTS = {"AWS Encryption SDK": 8, "fsspec-encrypted": 8}
-_CEILING = Contender("AES-256-GCM", "benchmarks.machine:ceiling")
 
 
 def _ours(function: str, plain: str = "plain file") -> list[Contender]:
@@ -419,6 +370,13 @@ def _peers(function: str, *names: str) -> list[Contender]:
     ]
 
 
+def _streams(what: str, cipher: str) -> list[Contender]:
+    plain, sov = _ours(what)
+    alone = Contender(f"{cipher} alone", f"benchmarks.bare:{cipher}")
+    bare = Contender("two bare threads", f"benchmarks.bare:two_threads_{what}")
+    return [CEILING, alone, plain, bare, sov, *_peers(f"stream_{what}"), _rclone(f"stream_{what}")]
+
+
 def _rclone(function: str) -> Contender:
     return Contender("rclone crypt", f"benchmarks.peers.rclone:{function}")
 
@@ -428,7 +386,7 @@ CASES: Sequence[Case] = (
         "stream-write",
         "write one object of stream_mib (1,024) MiB, 1 MiB at a time, on memory",
         "MiB",
-        [_CEILING, *_ours("write"), *_peers("stream_write"), _rclone("stream_write")],
+        _streams("write", "sealing"),
         _stream,
         goals={"sovstore": 0.60},
     ),
@@ -436,7 +394,7 @@ CASES: Sequence[Case] = (
         "stream-read",
         "read one object of stream_mib (1,024) MiB, 1 MiB at a time, on memory",
         "MiB",
-        [_CEILING, *_ours("read"), *_peers("stream_read"), _rclone("stream_read")],
+        _streams("read", "opening"),
         _stream,
         goals={"sovstore": 0.70},
     ),

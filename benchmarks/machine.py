@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import re
 import shutil
 import statistics
 import subprocess  # nosec B404  # asks versions
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Measured, measured
 from benchmarks.runner import PEERS
 
-MIB = 2**20
 _FLAGS = ("aes", "vaes", "pclmulqdq", "vpclmulqdq", "avx2", "avx512f", "sha_ni", "sha2")
 _PACKAGES = [
     "sovstore",
@@ -35,35 +32,15 @@ _PACKAGES = [
 _PROGRAMS = {"rclone": ["rclone", "version"], "ceph": ["ceph", "--version"], "haproxy": ["haproxy", "-v"]}
 
 
-def block_of_memory(size: int = MIB) -> memoryview:
-    """Return random bytes at the start of a page, where they are in every process.
+def noise(speeds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return what the ceiling's speeds over a run, in MiB/s, of one thread and of two, say of the machine.
 
-    A large `bytearray` may lie 16 bytes behind one, and a kernel that copies a page there does so at a third of the
-    speed (4 KiB aliasing): whether it does would be what is measured.
+    Those of one thread; how far they lie apart, (most - least) / median; and by how many times two were as fast: by
+    about 2 when both had a core of their own.
     """
-    memory = mmap.mmap(-1, size)
-    memory[:] = os.urandom(size)
-    return memoryview(memory)
-
-
-def ceiling(facts: Mapping[str, Any]) -> Measured:
-    """Encrypt ``facts["size"]`` bytes with one thread of AES-256-GCM, 1 MiB at a time, into the same memory."""
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    block, out = block_of_memory(), block_of_memory(MIB + 16)
-    aead, nonce, blocks = AESGCM(os.urandom(32)), bytes(12), facts["size"] // MIB
-
-    def encrypt() -> None:
-        for _ in range(blocks):
-            aead.encrypt_into(nonce, block, None, out)
-
-    return measured(encrypt, blocks)
-
-
-def noise(speeds: Sequence[float]) -> dict[str, Any]:
-    """Return the ceiling's speeds over a run, in MiB/s, and how far they lie apart: (most - least) / median."""
-    apart = (max(speeds) - min(speeds)) / statistics.median(speeds) if speeds else None
-    return {"ceiling_mib_per_s": list(speeds), "spread": apart}
+    ones = [one for one, _ in speeds]
+    apart = (max(ones) - min(ones)) / statistics.median(ones) if ones else None
+    return {"ceiling_mib_per_s": ones, "spread": apart, "two_threads": [two / one for one, two in speeds]}
 
 
 def machine() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.place import environment
 from sovstore import config
 from sovstore.errors import MissingDependencyError, SovstoreError
 from tests.servers import azurite, ceph
@@ -43,7 +44,7 @@ _RCLONE_TRANSFERS = 4
 #: Settings of whoever runs this. rclone 1.60 does not start with an AWS_CA_BUNDLE.
 _FOREIGN = ("RCLONE_", "SOVSTORE_", "AWS_", "AZURE_")
 _PACKAGES = ("sovstore", "cryptography", "s3fs", "aiobotocore", "azure-storage-blob", "obstore")
-_PROVIDER = f"""
+PROVIDER = f"""
 [providers.ceph]
 like = "s3"
 conditions = {json.dumps(sorted(CEPH.conditions))}
@@ -216,9 +217,9 @@ class Bench:
         """Make a store, and return the command that migrates into it."""
         file = self._folder / "sovstore.toml"
         if not file.exists():
-            file.write_text(_PROVIDER)
+            file.write_text(PROVIDER)
         settings = {**self._host.settings, **({} if transport == "sdk" else {"transport": transport})}
-        with _environment(self._host.environment):
+        with environment(self._host.environment):
             make_store(self._folder, transport, root=f"{_BUCKET}/sealed-{transport}", **settings)
         table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
         with file.open("a") as text:
@@ -280,17 +281,6 @@ class Bench:
         if done.returncode != 0:
             raise RuntimeError(f"rclone {arguments[0]}: {done.stderr}")
         return done.stdout.strip()
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _sections(sections: Mapping[str, Mapping[str, str]]) -> str:

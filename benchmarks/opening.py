@@ -16,18 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.case import Case, Contender, Measured, measured
-from benchmarks.migration import _environment
+from benchmarks.place import STORE, Facts, Sizes, environment
 from benchmarks.remote import (
     INSTALLED,
     OBJECT_BYTES,
-    STORE,
     TWIN,
     WARM,
-    Facts,
     Open,
     Opened,
     Servers,
-    Sizes,
     counted,
     hosted,
     open_plain,
@@ -107,11 +104,11 @@ def _prepared(servers: Servers, sizes: Sizes) -> Iterator[Facts]:
     with servers.ceph() as server, servers.openbao() as bao:
         table = f'[kms.bao]\nuri = "openbao://{bao.address}"\nca_file = "{bao.ca_file}"\ncontroller = "tests"\n'
         with hosted(server, table + CONTROLLERS) as facts:
-            environment = {**facts["environment"], "BAO_TOKEN": bao.root_token}
+            variables = {**facts["environment"], "BAO_TOKEN": bao.root_token}
             place = {"provider": "ceph", "root": f"{facts['bucket']}/bao", "endpoint": server.endpoint_url}
             kek = f"openbao://{bao.address}/transit/{bao.make_key()}"
-            found = {**facts, "environment": environment, "stores": [*facts["stores"], _BAO]}
-            with _environment(environment):
+            found = {**facts, "environment": variables, "stores": [*facts["stores"], _BAO]}
+            with environment(variables):
                 make_store(Path(facts["folder"]), _BAO, kek=kek, **place)
                 fs, _ = _bao(found)
                 fs.pipe_file(WARM, bytes(OBJECT_BYTES))

@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.case import Case
-from benchmarks.report import MIB, Figures, Spread, count, figures, named, shown, title
+from benchmarks.case import MIB, Case
+from benchmarks.report import Figures, Spread, count, figures, named, shown, title
 from benchmarks.runner import Results
 
 _OURS, _OTHERS, _GOAL = "#1b6ca8", "#9aa5b1", "#c0392b"

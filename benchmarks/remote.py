@@ -11,7 +11,7 @@ import functools
 import os
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Any
 
 import fsspec
 
-from benchmarks.case import Case, Contender, Measured, measured
-from benchmarks.migration import _PROVIDER, _environment
+from benchmarks.case import MIB, Case, Contender, Measured, measured
+from benchmarks.memory import SHARED
+from benchmarks.migration import PROVIDER
+from benchmarks.place import STORE, Facts, Sizes, environment
 from sovstore.errors import MissingDependencyError
 from sovstore.filesystem import SovFileSystem
 from tests.servers import azurite, ceph, openbao
@@ -28,16 +30,12 @@ from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
 from tests.servers.process import process_group
 from tests.stores import describe_twin, make_store, on_azure, on_s3
 
-MIB = 2**20
 #: Of a small object.
 OBJECT_BYTES = 4096
-#: Names of the store in the configuration, by transport.
-STORE, TWIN = "cohortes", "twin"
+#: Name of the store over obstore in the configuration.
+TWIN = "twin"
 #: Read before anything is measured, so that connections and keys are there.
 WARM = "warm/object"
-#: Memory, where there is some mounted: a disk would be measured too.
-_SHARED = Path("/dev/shm")  # noqa: S108  # nosec B108  # own folder
-SHARED = _SHARED if _SHARED.is_dir() else None
 _HAPROXY = """\
 global
     nbthread 1
@@ -60,8 +58,6 @@ frontend figures
 #: Sizes of a trial.
 SMALL = {"remote_mib": 1, "remote_objects": 20}
 
-Facts = Mapping[str, Any]
-Sizes = Mapping[str, int]
 Start = Callable[[], AbstractContextManager[Any]]
 #: A filesystem, and the folder of it that is one's own.
 Opened = tuple[Any, str]
@@ -118,10 +114,10 @@ def hosted(server: Any, more: str = "") -> Iterator[dict[str, Any]]:
     place |= {"ca_file": str(server.ca_file)} if place.get("endpoint", "").startswith("https:") else {}
     bucket = place["root"].partition("/")[0]
     with tempfile.TemporaryDirectory(dir=SHARED) as folder:
-        environment = {**place.pop("environment"), "XDG_STATE_HOME": folder, "HOME": folder}
+        variables = {**place.pop("environment"), "XDG_STATE_HOME": folder, "HOME": folder}
         file = Path(folder, "sovstore.toml")
-        file.write_text(_PROVIDER + more)
-        with _environment(environment):
+        file.write_text(PROVIDER + more)
+        with environment(variables):
             make_store(file.parent, STORE, **place)
             describe_twin(file, file.parent, STORE, **place, transport="obstore")
             facts = {
@@ -129,7 +125,7 @@ def hosted(server: Any, more: str = "") -> Iterator[dict[str, Any]]:
                 "stores": [STORE, TWIN],
                 "config": str(file),
                 "bucket": bucket,
-                "environment": environment,
+                "environment": variables,
                 "plain": f"{bucket}/plain",
                 **(_plain_azure(server, bucket) if is_azure else _plain_s3(server, bucket)),
             }

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.case import Case, Measured
+from benchmarks.case import MIB, Case, Measured
 from benchmarks.runner import Results
 
-MIB = 2**20
 _SMALLER = ("", "m", "µ", "n")
 
 
@@ -162,7 +161,12 @@ def preface(report: Mapping[str, Any]) -> str:
     """Return what to know before the tables: what was measured on, how, and how quiet it was."""
     machine, noise = report["machine"], report["noise"]
     flags = ", ".join(flag if has else f"no {flag}" for flag, has in machine["flags"].items())
-    spread = "" if noise["spread"] is None else f"; AES-256-GCM in between was up to {noise['spread']:.0%} apart"
+    spread = ""
+    if noise["spread"] is not None:
+        spread = (
+            f"; in between one thread of AES-256-GCM was up to {noise['spread']:.0%} apart, and two were "
+            f"{Spread.of(noise['two_threads'])} times as fast as one"
+        )
     sizes = "".join(f", {name}={value}" for name, value in report["sizes"].items())
     how = f"{report['rounds']} rounds{sizes}{', cut short' if report['interrupted'] else ''}{spread}"
     return (

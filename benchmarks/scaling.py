@@ -11,19 +11,16 @@ import functools
 import importlib
 import multiprocessing
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case, Contender, Measured, cpu, measured
-from benchmarks.local import _peak_of
-from benchmarks.migration import _environment
-from benchmarks.remote import MIB, SHARED, STORE, Facts, Sizes, open_sov
+from benchmarks.case import MIB, Case, Contender, Measured, cpu, measured
+from benchmarks.memory import peak_of
+from benchmarks.place import STORE, Facts, Sizes, local_store, open_local
 from sovstore.filesystem import SovFileSystem
-from tests.stores import make_store
 
 #: Sizes of a trial.
 SMALL = {"scaling_mib": 2, "dask_rows": 8000, "growth_objects": 2000}
@@ -35,22 +32,6 @@ _PAGES = 20
 _GROWN = (1000, 100, 10, 1)
 #: Parquet objects that Dask reads.
 _PARTS = 8
-
-
-@contextlib.contextmanager
-def _local() -> Iterator[dict[str, Any]]:
-    """Make a local store, in memory where there is some mounted, and yield the facts about it."""
-    with tempfile.TemporaryDirectory(dir=SHARED) as folder:
-        environment = {"XDG_STATE_HOME": folder, "HOME": folder}
-        with _environment(environment):
-            file = make_store(Path(folder), STORE)
-            yield {"folder": folder, "config": str(file), "environment": environment}
-
-
-def _open(facts: Facts) -> SovFileSystem:
-    fs: SovFileSystem = open_sov(facts)[0]
-    fs.ls("")
-    return fs
 
 
 # Threads and processes
@@ -70,7 +51,7 @@ def _stream(fs: SovFileSystem, facts: Facts, number: int) -> None:
 
 
 def _in_threads(count: int, facts: Facts) -> Measured:
-    fs = _open(facts)
+    fs = open_local(facts)
     threads = [threading.Thread(target=_stream, args=(fs, facts, number)) for number in range(count)]
 
     def work() -> None:
@@ -83,7 +64,7 @@ def _in_threads(count: int, facts: Facts) -> Measured:
 
 
 def _child(facts: Facts, number: int, ready: Any, results: Any) -> None:
-    fs = _open(facts)
+    fs = open_local(facts)
     ready.wait()
     results.put(measured(lambda: _stream(fs, facts, number), facts["mib"]))
 
@@ -112,9 +93,9 @@ one_process, two_processes = (functools.partial(_in_processes, count) for count 
 
 @contextlib.contextmanager
 def _streams(what: str, sizes: Sizes) -> Iterator[Facts]:
-    with _local() as local:
+    with local_store() as local:
         facts = {**local, "mib": sizes.get("scaling_mib", 256), "what": what}
-        fs, block = _open(facts), os.urandom(MIB)
+        fs, block = open_local(facts), os.urandom(MIB)
         for number in range(2 if what == "read" else 0):
             with fs.open(f"there/{number}", "wb") as file:
                 for _ in range(facts["mib"]):
@@ -153,9 +134,9 @@ def _parquet(sizes: Sizes) -> Iterator[Facts]:
     import numpy as np
     import pandas as pd
 
-    with _local() as local:
+    with local_store() as local:
         facts = {**local, "rows": sizes.get("dask_rows", 8_000_000) // _PARTS * _PARTS}
-        fs, draw = _open(facts), np.random.default_rng(7)
+        fs, draw = open_local(facts), np.random.default_rng(7)
         for number in range(_PARTS):
             rows = facts["rows"] // _PARTS
             frame = pd.DataFrame({"person_id": np.arange(rows), "value": draw.random(rows)})
@@ -169,7 +150,7 @@ def _parquet(sizes: Sizes) -> Iterator[Facts]:
 
 def _grown(call: str, part: int, facts: Facts) -> Measured:
     """List one part of the store, of so many times fewer objects than there are in the largest."""
-    fs, count = _open(facts), max(1, facts["objects"] // part)
+    fs, count = open_local(facts), max(1, facts["objects"] // part)
     page = min(count, PAGE)
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "find": (lambda: fs.find(_folder(part)), count),
@@ -179,7 +160,7 @@ def _grown(call: str, part: int, facts: Facts) -> Measured:
     work, amount = calls[call]
     fs.find(_folder(_GROWN[0]))
     found: list[Measured] = []
-    peak = _peak_of(lambda: found.append(measured(work, amount)))
+    peak = peak_of(lambda: found.append(measured(work, amount)))
     return replace(found[0], extra={"peak_bytes": peak})
 
 
@@ -189,9 +170,9 @@ def _folder(part: int) -> str:
 
 @contextlib.contextmanager
 def _growing(call: str, sizes: Sizes) -> Iterator[Facts]:
-    with _local() as local:
+    with local_store() as local:
         facts = {**local, "objects": sizes.get("growth_objects", 1_000_000), "call": call}
-        fs = _open(facts)
+        fs = open_local(facts)
         fs.pipe_file("object", bytes(4096))
         for part in _GROWN:
             count = max(1, facts["objects"] // part)

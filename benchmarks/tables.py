@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Case, Contender, Measured, measured
+from benchmarks.place import Facts, Sizes
 from benchmarks.remote import (
     INSTALLED,
-    Facts,
     Open,
     Opened,
     Servers,
-    Sizes,
     Start,
     counted,
     hosted,

@@ -9,7 +9,7 @@ from aws_encryption_sdk.identifiers import EncryptionKeyType, WrappingAlgorithm
 from aws_encryption_sdk.internal.crypto.wrapping_keys import WrappingKey
 from aws_encryption_sdk.key_providers.raw import RawMasterKeyProvider
 
-from benchmarks.peers.work import MIB
+from benchmarks.case import MIB
 
 
 class _Keys(RawMasterKeyProvider):  # type: ignore[misc]  # no types

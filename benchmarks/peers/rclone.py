@@ -7,8 +7,8 @@ import shutil
 import subprocess  # nosec B404  # rclone itself
 from pathlib import Path
 
-from benchmarks.case import Measured, measured
-from benchmarks.peers.work import MIB, SMALL_OBJECT, Facts
+from benchmarks.case import MIB, Measured, measured
+from benchmarks.peers.work import SMALL_OBJECT, Facts
 
 
 def _rclone(facts: Facts, *arguments: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import tink
 from tink import aead, secret_key_access, streaming_aead
 
-from benchmarks.peers.work import MIB
+from benchmarks.case import MIB
 
 #: What one process writes another is to read: keysets of a key of zeros.
 _STREAMING = ("AesGcmHkdfStreamingKey", b"\x12\x08\x08\x80\x80\x40\x10\x20\x18\x03\x1a\x20" + bytes(32))

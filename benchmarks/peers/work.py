@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Measured, measured
+from benchmarks.case import MIB, Measured, measured
 
-MIB = 2**20
 SMALL_OBJECT = 4096
 
 Facts = Mapping[str, Any]

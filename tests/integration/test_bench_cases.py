@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import opening, remote, scaling, tables
 from benchmarks.case import Case, Measured
-from benchmarks.migration import _environment
+from benchmarks.place import environment
 from benchmarks.remote import INSTALLED
 from tests.hosts import cheap_key_files, quick_retries
 
@@ -38,7 +38,7 @@ def measure(case: Case) -> dict[str, Measured]:
         facts = json.loads(json.dumps(prepared))
         for contender in case.contenders:
             module, _, name = contender.function.partition(":")
-            with _environment({}):
+            with environment({}):
                 found[contender.name] = getattr(importlib.import_module(module), name)(facts)
     assert all(one.wall_s > 0 and one.cpu_s >= 0 and one.amount > 0 for one in found.values())
     assert set(case.goals) <= set(found)
