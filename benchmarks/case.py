@@ -75,6 +75,14 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class OfFirst:
+    """A limit that the same figure of the case's first contender sets: so many times that, and so much more."""
+
+    times: float = 1
+    more: float = 0
+
+
+@dataclass(frozen=True)
 class Case:
     """One kind of work, and who does it.
 
@@ -97,7 +105,7 @@ class Case:
     speeds : mapping
         Likewise its least speed, in units per second.
     limits : mapping
-        Likewise the most that figures of its `Measured.extra` may be, by their names.
+        Likewise the most that figures of its `Measured.extra` may be, by their names; numbers, or by the first one's.
     plotted : str
         The figure of `Measured.extra` that the case is about, for its plot; the speed when empty.
     """
@@ -109,5 +117,5 @@ class Case:
     prepare: Callable[[Mapping[str, int]], AbstractContextManager[Mapping[str, Any]]]
     goals: Mapping[str, float] = field(default_factory=dict)
     speeds: Mapping[str, float] = field(default_factory=dict)
-    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    limits: Mapping[str, Mapping[str, float | OfFirst]] = field(default_factory=dict)
     plotted: str = ""

@@ -86,7 +86,9 @@ def _goals(case: Case) -> dict[str, float]:
     if not case.plotted:
         return dict(case.goals)
     scale, _ = _scale(case)
-    return {name: limits[case.plotted] * scale for name, limits in case.limits.items() if case.plotted in limits}
+    limits = {name: of_one.get(case.plotted) for name, of_one in case.limits.items()}
+    # One beside the first contender differs from round to round: tables say whether it was met.
+    return {name: limit * scale for name, limit in limits.items() if isinstance(limit, float | int)}
 
 
 def _scale(case: Case) -> tuple[float, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.case import MIB, Case, Measured
+from benchmarks.case import MIB, Case, Measured, OfFirst
 from benchmarks.runner import Results
 
 _SMALLER = ("", "m", "µ", "n")
@@ -86,7 +86,7 @@ def _figures(case: Case, name: str, trouble: str, taken: Sequence[Measured], fir
     speed = Spread.of([one.amount / one.wall_s for one in taken])
     times, cpu_times = ratios(taken, first, _wall), ratios(taken, first, _cpu)
     extra = {key: Spread.of([one.extra[key] for one in taken]) for key in taken[0].extra}
-    goals = _goals(case, name, speed, times, extra)
+    goals = _goals(case, name, speed, times) | _limits(case, name, extra, first)
     cpu_s = statistics.median(_cpu(one) for one in taken)
     shares = [one.system_s / one.cpu_s for one in taken if one.cpu_s]
     in_kernel = statistics.median(shares) if shares else None
@@ -109,16 +109,31 @@ def ratios(one: Sequence[Measured], first: Sequence[Measured], cost: Callable[[M
     return Spread.of(found) if found else None
 
 
-def _goals(case: Case, name: str, speed: Spread, times: Spread | None, extra: Mapping[str, Spread]) -> dict[str, bool]:
+def _goals(case: Case, name: str, speed: Spread, times: Spread | None) -> dict[str, bool]:
     found = {}
     if name in case.goals and times is not None:
         found[f">= {case.goals[name]:.2f} x"] = times.median >= case.goals[name]
     if name in case.speeds:
         found[f">= {case.speeds[name]:,.0f} {case.unit}/s"] = speed.median >= case.speeds[name]
-    for key, limit in case.limits.get(name, {}).items():
-        if key in extra:
-            found[f"{named(key)} <= {shown(key, limit)}"] = extra[key].median <= limit
     return found
+
+
+def _limits(case: Case, name: str, extra: Mapping[str, Spread], first: Sequence[Measured]) -> dict[str, bool]:
+    found = {}
+    for key, limit in case.limits.get(name, {}).items():
+        if key not in extra:
+            continue
+        if not isinstance(limit, OfFirst):
+            found[f"{named(key)} <= {shown(key, limit)}"] = extra[key].median <= limit
+        elif beside := [one.extra[key] for one in first if key in one.extra]:
+            most = limit.times * statistics.median(beside) + limit.more
+            found[f"{named(key)} <= {_words(key, limit, case.contenders[0].name)}"] = extra[key].median <= most
+    return found
+
+
+def _words(key: str, limit: OfFirst, first: str) -> str:
+    times = "" if limit.times == 1 else f"{limit.times:g} x "
+    return f"{times}that of {first}{f' + {shown(key, limit.more)}' if limit.more else ''}"
 
 
 # For people
@@ -191,7 +206,11 @@ def as_json(results: Results) -> dict[str, Any]:
         }
         for contender, row in zip(case.contenders, figures(results), strict=True)
     ]
-    goals = {"goals": dict(case.goals), "speeds": dict(case.speeds), "limits": dict(case.limits)}
+    limits = {
+        name: {key: asdict(limit) if isinstance(limit, OfFirst) else limit for key, limit in of_one.items()}
+        for name, of_one in case.limits.items()
+    }
+    goals = {"goals": dict(case.goals), "speeds": dict(case.speeds), "limits": limits}
     about = {"name": case.name, "title": title(results), "unit": case.unit, "trouble": results.trouble, **goals}
     return {**about, "contenders": contenders}
 

@@ -42,6 +42,7 @@ def measure(case: Case) -> dict[str, Measured]:
                 found[contender.name] = getattr(importlib.import_module(module), name)(facts)
     assert all(one.wall_s > 0 and one.cpu_s >= 0 and one.amount > 0 for one in found.values())
     assert set(case.goals) <= set(found)
+    assert all(set(limits) <= set(found[name].extra) for name, limits in case.limits.items())
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import bare, child, machine, report, runner
-from benchmarks.case import MIB, Case, Contender, Measured, measured
+from benchmarks.case import MIB, Case, Contender, Measured, OfFirst, measured
 from benchmarks.runner import Results
 from tests.hosts import cheap_key_files
 
@@ -103,6 +103,25 @@ def test_goals() -> None:
         "| b | 2 | 500 ms | 0% | 0.50 (0.50 to 0.50) | 0.50 (0.50 to 0.50) | peak: 2.0 MiB |"
         " >= 0.50 x: met; >= 3 things/s: not met; peak <= 1.0 MiB: not met |"
     )
+
+
+def test_limits_beside_the_first() -> None:
+    limits = {"requests": OfFirst(more=2), "fetched_bytes": OfFirst(times=1.2), "sent_bytes": OfFirst(0.5, 2**20)}
+    case = _case("a", "b", limits={"b": {**limits, "peak_bytes": OfFirst()}})
+    moved = {"requests": 3.0, "fetched_bytes": 2.0**20, "sent_bytes": 2.0**20}
+    first = [Measured(1, 1, 1, {**moved, "requests": requests}) for requests in (3, 4, 9)]
+    rounds = {"a": first, "b": [Measured(1, 1, 1, {**moved, "requests": 6, "fetched_bytes": 1.3 * 2**20})] * 3}
+    results = Results(case, rounds=rounds)
+    expected = {
+        "requests <= that of a + 2": True,
+        "fetched <= 1.2 x that of a": False,
+        "sent <= 0.5 x that of a + 1.0 MiB": True,
+    }
+    assert report.figures(results)[1].goals == expected
+    assert "fetched <= 1.2 x that of a: not met" in report.markdown(results)
+    assert json.loads(json.dumps(report.as_json(results)))["limits"]["b"]["requests"] == {"times": 1, "more": 2}
+    # The first one was not measured, or does not have the figure.
+    assert report.figures(Results(case, rounds={**rounds, "a": []}))[1].goals == {}
 
 
 def test_who_fails_is_said_and_not_run_again() -> None:
