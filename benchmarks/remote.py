@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import tempfile
 import urllib.request
@@ -21,11 +22,11 @@ import fsspec
 
 from benchmarks.case import MIB, Case, Contender, Measured, measured
 from benchmarks.memory import SHARED
-from benchmarks.migration import PROVIDER
 from benchmarks.place import STORE, Facts, Sizes, environment
 from sovstore.errors import MissingDependencyError
 from sovstore.filesystem import SovFileSystem
 from tests.servers import azurite, ceph, openbao
+from tests.servers.facts import CEPH
 from tests.servers.ports import LOOPBACK, accepts_connections, free_ports
 from tests.servers.process import process_group
 from tests.stores import describe_twin, make_store, on_azure, on_s3
@@ -36,6 +37,12 @@ OBJECT_BYTES = 4096
 TWIN = "twin"
 #: Read before anything is measured, so that connections and keys are there.
 WARM = "warm/object"
+_PROVIDER = f"""
+[providers.ceph]
+like = "s3"
+conditions = {json.dumps(sorted(CEPH.conditions))}
+etag_quotes = "bare"
+"""
 _HAPROXY = """\
 global
     nbthread 1
@@ -116,7 +123,7 @@ def hosted(server: Any, more: str = "") -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=SHARED) as folder:
         variables = {**place.pop("environment"), "XDG_STATE_HOME": folder, "HOME": folder}
         file = Path(folder, "sovstore.toml")
-        file.write_text(PROVIDER + more)
+        file.write_text(_PROVIDER + more)
         with environment(variables):
             make_store(file.parent, STORE, **place)
             describe_twin(file, file.parent, STORE, **place, transport="obstore")
@@ -124,6 +131,7 @@ def hosted(server: Any, more: str = "") -> Iterator[dict[str, Any]]:
                 "folder": folder,
                 "stores": [STORE, TWIN],
                 "config": str(file),
+                "place": {key: value for key, value in place.items() if key != "root"},
                 "bucket": bucket,
                 "environment": variables,
                 "plain": f"{bucket}/plain",

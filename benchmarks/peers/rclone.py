@@ -1,17 +1,18 @@
-"""rclone crypt over a local folder: each time a command of its own, and its start is in its time."""
+"""rclone, and its crypt over a local folder: each time a command of its own, and its start is in its time."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess  # nosec B404  # rclone itself
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.case import MIB, Measured, measured
 from benchmarks.peers.work import SMALL_OBJECT, Facts
 
 
-def _rclone(facts: Facts, *arguments: str) -> str:
+def run(facts: Facts, *arguments: str) -> str:
     """Run rclone and return what it prints."""
     config = Path(facts["folder"], "rclone.conf")
     environment = os.environ | {"RCLONE_CONFIG": str(config)}
@@ -30,36 +31,48 @@ def _program() -> str:
     raise ImportError("rclone: apt-get install -y rclone")
 
 
-def _configure(facts: Facts) -> Path:
-    """Write the configuration unless an earlier round did, and return the folder that it is in."""
+def configure(facts: Facts, remote: str = "", **others: Mapping[str, str]) -> Path:
+    """Write the configuration of a crypt remote unless an earlier round did, and return the folder that it is in.
+
+    Parameters
+    ----------
+    facts : mapping
+        Has the folder.
+    remote : str
+        Where the ciphertext goes, as rclone names it: into that folder when empty.
+    others : mapping
+        Other remotes by name.
+    """
     folder = Path(facts["folder"])
     if not (folder / "rclone.conf").exists():
         # rclone wants the passphrase as it obscures one itself; it is of no value.
-        obscured = _rclone(facts, "obscure", "of the benchmark").strip()
-        sections = f"[crypt]\ntype = crypt\nremote = {folder}/rclone\npassword = {obscured}\n"
-        (folder / "rclone.conf").write_text(sections)
+        obscured = run(facts, "obscure", "of the benchmark").strip()
+        crypt = {"type": "crypt", "remote": remote or f"{folder}/rclone", "password": obscured}
+        remotes = {**others, "crypt": crypt}.items()
+        tables = [[f"[{name}]", *(f"{key} = {value}" for key, value in table.items())] for name, table in remotes]
+        (folder / "rclone.conf").write_text("".join(f"{line}\n" for table in tables for line in table))
     return folder
 
 
 def stream_write(facts: Facts) -> Measured:
     """Measure `rclone copyto` of a file."""
-    folder = _configure(facts)
+    folder = configure(facts)
     source = folder / "rclone-source"
     _fill(source, facts["size"])
     # It would not copy what is there.
     shutil.rmtree(folder / "rclone", ignore_errors=True)
-    return measured(lambda: _rclone(facts, "copyto", str(source), "crypt:object"), facts["size"] / MIB)
+    return measured(lambda: run(facts, "copyto", str(source), "crypt:object"), facts["size"] / MIB)
 
 
 def stream_read(facts: Facts) -> Measured:
     """Measure `rclone copyto` into a file."""
-    folder = _configure(facts)
+    folder = configure(facts)
     if not (folder / "rclone").exists():
         _fill(folder / "rclone-source", facts["size"])
-        _rclone(facts, "copyto", str(folder / "rclone-source"), "crypt:object")
+        run(facts, "copyto", str(folder / "rclone-source"), "crypt:object")
         (folder / "rclone-source").unlink()
     target = folder / "rclone-target"
-    done = measured(lambda: _rclone(facts, "copyto", "crypt:object", str(target)), facts["size"] / MIB)
+    done = measured(lambda: run(facts, "copyto", "crypt:object", str(target)), facts["size"] / MIB)
     _check(target.stat().st_size, facts["size"])
     target.unlink()
     return done
@@ -67,8 +80,8 @@ def stream_read(facts: Facts) -> Measured:
 
 def small_write(facts: Facts) -> Measured:
     """Measure `rclone copy` of a folder."""
-    source = _small_source(_configure(facts), facts)
-    done = measured(lambda: _rclone(facts, "copy", str(source), "crypt:"), facts["count"])
+    source = _small_source(configure(facts), facts)
+    done = measured(lambda: run(facts, "copy", str(source), "crypt:"), facts["count"])
     shutil.rmtree(source.parent / "rclone")
     return done
 
@@ -76,7 +89,7 @@ def small_write(facts: Facts) -> Measured:
 def small_read(facts: Facts) -> Measured:
     """Measure `rclone copy` into a folder."""
     folder, target = _small_sealed(facts), Path(facts["folder"], f"rclone-{os.getpid()}")
-    done = measured(lambda: _rclone(facts, "copy", folder, str(target)), facts["count"])
+    done = measured(lambda: run(facts, "copy", folder, str(target)), facts["count"])
     _check(len(list(target.iterdir())), facts["count"])
     shutil.rmtree(target)
     return done
@@ -85,7 +98,7 @@ def small_read(facts: Facts) -> Measured:
 def small_list(facts: Facts) -> Measured:
     """Measure `rclone lsf` with sizes."""
     folder, found = _small_sealed(facts), list[str]()
-    done = measured(lambda: found.extend(_rclone(facts, "lsf", "--format", "ps", folder).split()), facts["count"])
+    done = measured(lambda: found.extend(run(facts, "lsf", "--format", "ps", folder).split()), facts["count"])
     _check(len(found), facts["count"])
     return done
 
@@ -100,9 +113,9 @@ def _small_source(folder: Path, facts: Facts) -> Path:
 
 
 def _small_sealed(facts: Facts) -> str:
-    folder = _configure(facts)
+    folder = configure(facts)
     if not (folder / "rclone").exists():
-        _rclone(facts, "copy", str(_small_source(folder, facts)), "crypt:small")
+        run(facts, "copy", str(_small_source(folder, facts)), "crypt:small")
     return "crypt:small"
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import fsspec
 import pytest
 
-from benchmarks import opening, remote, scaling, tables
+from benchmarks import migration, opening, remote, scaling, tables
 from benchmarks.case import Case, Measured
 from benchmarks.place import environment
 from benchmarks.remote import INSTALLED
 from tests.hosts import cheap_key_files, quick_retries
 
-SIZES = remote.SMALL | tables.SMALL | opening.SMALL | scaling.SMALL
+SIZES = remote.SMALL | tables.SMALL | opening.SMALL | scaling.SMALL | migration.SMALL
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +39,9 @@ def measure(case: Case) -> dict[str, Measured]:
     with case.prepare(SIZES) as prepared:
         facts = json.loads(json.dumps(prepared))
         for contender in case.contenders:
-            module, _, name = contender.function.partition(":")
+            module, name, *arguments = contender.function.split(":")
             with environment({}):
-                found[contender.name] = getattr(importlib.import_module(module), name)(facts)
+                found[contender.name] = getattr(importlib.import_module(module), name)(facts, *arguments)
     assert all(one.wall_s > 0 and one.cpu_s >= 0 and one.amount > 0 for one in found.values())
     assert set(case.goals) <= set(found)
     assert all(set(limits) <= set(found[name].extra) for name, limits in case.limits.items())
@@ -65,6 +67,27 @@ def test_objects_on_ceph(s3_server: Any, name: str) -> None:
 def test_objects_on_azurite(azurite_server: Any, name: str) -> None:
     found = measure(named(remote.cases(replace(INSTALLED, azurite=lambda: _running(azurite_server))), name))
     assert list(found) == ["adlfs", "sovstore", "sovstore, obstore", "obstore"]
+
+
+@pytest.mark.skipif(shutil.which("rclone") is None, reason="rclone is not installed; only benchmarks need it")
+@pytest.mark.parametrize("name", names(migration.CASES, "ceph"))
+def test_migrations_on_ceph(s3_server: Any, name: str) -> None:
+    found = measure(named(migration.cases(replace(INSTALLED, ceph=lambda: _running(s3_server))), name))
+    assert {one.amount for one in found.values()} == {20 if "small" in name else 4}
+
+
+@pytest.mark.skipif(shutil.which("rclone") is None, reason="rclone is not installed; only benchmarks need it")
+def test_migrations_on_azurite(azurite_server: Any) -> None:
+    cases = migration.cases(replace(INSTALLED, azurite=lambda: _running(azurite_server)))
+    measure(named(cases, "migrate-small-azurite"))
+
+
+def test_what_does_not_arrive_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"environment": {}, "config": "none", "amount": 1, "count": 3}
+    with environment({}), pytest.raises(RuntimeError, match="migrate: exit 2"):
+        migration.move(facts, "nowhere")
+    with pytest.raises(RuntimeError, match="0 objects of 3 arrived"):
+        migration._take_away(fsspec.filesystem("memory"), "nowhere", facts)
 
 
 # For haproxy, which counts.
