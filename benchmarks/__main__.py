@@ -47,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     small = {name: value for module in modules for name, value in getattr(module, "SMALL", {}).items()}
     parser = _parser(small)
     args = parser.parse_args(arguments)
-    if unknown := [name for name in args.cases if name not in cases]:
-        parser.error(f"no such case: {', '.join(unknown)}; there are: {', '.join(cases)}")
+    _refuse(parser, "case", args.cases, cases)
     if args.list:
         _list(cases.values())
         return 0
-    asked = [_only(cases[name], args.only) for name in args.cases or cases]
+    asked = [cases[name] for name in args.cases or cases]
+    _refuse(parser, "contender", args.only or [], [one.name for case in asked for one in case.contenders])
+    _refuse(parser, "size", dict(args.size), [name for case in asked for name in report.sizes_of(case)])
+    asked = [_only(case, args.only) for case in asked]
     sizes = {**(small if args.small else {}), **dict(args.size)}
     run = functools.partial(run_fresh, timeout_s=args.timeout)
     return _measure([case for case in asked if case.contenders], run, sizes, args)
@@ -72,13 +74,20 @@ def _parser(small: Mapping[str, int]) -> argparse.ArgumentParser:
     parser.add_argument("--no-warm-up", action="store_true", help="let the first round count")
     parser.add_argument("--only", nargs="+", metavar="CONTENDER", help="leave out all others, but for the first one")
     parser.add_argument(
-        "--size", type=_size, action="append", default=[], metavar="NAME=VALUE", help="how much; titles name the sizes"
+        "--size", type=_size, action="append", default=[], metavar="NAME=VALUE", help="how much; --list names the sizes"
     )
     parser.add_argument("--small", action="store_true", help=f"sizes for a trial: {little}")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds until a contender is killed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds, the machine and the versions")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write a PNG and an SVG of each case (matplotlib)")
     return parser
+
+
+def _refuse(parser: argparse.ArgumentParser, what: str, asked: Iterable[str], there: Iterable[str]) -> None:
+    """End when something was asked for that is not there: what was meant would be left out in silence."""
+    known = list(dict.fromkeys(there))
+    if unknown := [name for name in asked if name not in known]:
+        parser.error(f"no such {what}: {', '.join(unknown)}; there are: {'; '.join(known)}")
 
 
 def _size(text: str) -> tuple[str, int]:

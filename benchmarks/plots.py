@@ -12,6 +12,8 @@ from benchmarks.report import Figures, Spread, count, figures, named, shown, tit
 from benchmarks.runner import Results
 
 _OURS, _OTHERS, _GOAL = "#1b6ca8", "#9aa5b1", "#c0392b"
+#: Of a letter, in widths of a plot.
+_LETTER = 0.011
 #: A contender, the length of its bar, and the words behind it.
 _Bar = tuple[str, Spread, str]
 
@@ -25,10 +27,12 @@ def draw(results: Results, folder: Path) -> list[Path]:
     figure = Figure(figsize=(9, 1.5 + 0.42 * len(bars)), layout="constrained")
     figure.suptitle(title(results), fontsize=11, wrap=True)
     axes = figure.subplots()
+    goals = {name: goal for name, goal in _goals(case).items() if any(name == bar for bar, _, _ in bars)}
     _draw(axes, bars)
-    _mark_goals(axes, [name for name, _, _ in bars], case)
+    _mark_goals(axes, bars, goals)
     # Room for the words behind the longest bar.
     axes.set_xlim(0, axes.dataLim.x1 * 1.45)
+    _say(axes, bars, goals)
     _label(axes, case)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{case.name}.{suffix}" for suffix in ("png", "svg")]
@@ -58,13 +62,16 @@ def _draw(axes: Axes, bars: list[_Bar]) -> None:
     axes.barh(rows, medians, color=colours, height=0.66)
     axes.errorbar(medians, rows, xerr=[below, above], fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
     axes.set_yticks(rows, [name for name, _, _ in bars])
-    for row, (_, spread, words) in zip(rows, bars, strict=True):
-        # Beyond the whisker, so that neither hides the other; on white, so that no mark runs through it.
-        axes.annotate(words, (spread.most, row), (7, 0), textcoords="offset points", va="center").set_bbox(
-            {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        )
     # The first one at the top.
     axes.set_ylim(len(bars) - 0.4, -0.6)
+
+
+def _say(axes: Axes, bars: list[_Bar], goals: dict[str, float]) -> None:
+    """Write the words of each bar beyond its whisker, or beyond its goal where that would run through them."""
+    for row, (name, spread, words) in enumerate(bars):
+        goal, end = goals.get(name, 0), spread.most + axes.get_xlim()[1] * _LETTER * (len(words) + 2)
+        at = goal if spread.most < goal < end else spread.most
+        axes.annotate(words, (at, row), (7, 0), textcoords="offset points", va="center")
 
 
 def _label(axes: Axes, case: Case) -> None:
@@ -75,11 +82,10 @@ def _label(axes: Axes, case: Case) -> None:
     axes.set_xlabel(f"{what}: median, least to most{'; red: goal' if _goals(case) else ''}")
 
 
-def _mark_goals(axes: Axes, names: list[str], case: Case) -> None:
-    for name, goal in _goals(case).items():
-        if name in names:
-            row = names.index(name)
-            axes.plot([goal, goal], [row - 0.42, row + 0.42], color=_GOAL, linewidth=2, zorder=5)
+def _mark_goals(axes: Axes, bars: list[_Bar], goals: dict[str, float]) -> None:
+    for row, (name, _, _) in enumerate(bars):
+        if name in goals:
+            axes.plot([goals[name]] * 2, [row - 0.42, row + 0.42], color=_GOAL, linewidth=2, zorder=5)
 
 
 def _goals(case: Case) -> dict[str, float]:

@@ -12,6 +12,8 @@ from benchmarks.case import MIB, Case, Measured, OfFirst
 from benchmarks.runner import Results
 
 _SMALLER = ("", "m", "µ", "n")
+#: Of a title.
+_SIZE = re.compile(r"(\w+) \(([\d,]+(?: million)?)\)")
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def markdown(results: Results) -> str:
     """Return the table of a case."""
     case = results.case
     per, unit = (1024, "GiB") if case.unit == "MiB" else (1, case.unit.removesuffix("s"))
-    titles = ["contender", f"{case.unit}/s", f"CPU s per {unit}", "in the kernel"]
+    titles = ["contender", f"{case.unit}/s", f"CPU s per {unit}", "of it in the kernel"]
     titles += ["speed, times the first", "by CPU s", "also", "goal"]
     lines = [titles, ["---"] * len(titles)]
     for row in figures(results):
@@ -163,13 +165,14 @@ def markdown(results: Results) -> str:
 
 def title(results: Results) -> str:
     """Return the title of a case, with the sizes that were asked for in place of their names."""
-    sizes, text = results.sizes, results.case.title
-    text = re.sub(
-        r"(\w+) \(([\d,]+(?: million)?)\)",
-        lambda found: f"{sizes[found[1]]:,}" if found[1] in sizes else found[2],
-        text,
-    )
+    sizes = results.sizes
+    text = _SIZE.sub(lambda found: f"{sizes[found[1]]:,}" if found[1] in sizes else found[2], results.case.title)
     return text[:1].upper() + text[1:]
+
+
+def sizes_of(case: Case) -> dict[str, str]:
+    """Return the sizes that can be asked for, by name, and what each is by default."""
+    return dict(_SIZE.findall(case.title))
 
 
 def preface(report: Mapping[str, Any]) -> str:
@@ -182,13 +185,14 @@ def preface(report: Mapping[str, Any]) -> str:
             f"; in between one thread of AES-256-GCM was up to {noise['spread']:.0%} apart, and two were "
             f"{Spread.of(noise['two_threads'])} times as fast as one"
         )
-    sizes = "".join(f", {name}={value}" for name, value in report["sizes"].items())
-    how = f"{report['rounds']} rounds{sizes}{', cut short' if report['interrupted'] else ''}{spread}"
+    how = f"{report['rounds']} rounds{', cut short' if report['interrupted'] else ''}{spread}"
+    goals = " Goals are of the sizes that a case has by default." if report["sizes"] else ""
     return (
         f"{report['date']}: {machine['processor']}, {machine['usable_cores']} cores ({flags}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, Python {machine['python']}.\n\n"
         f"{how}. Each contender ran once in a round, in a fresh process. Figures are medians; ratios are of the same "
-        "round, median (least to most); above 1 is faster, or cheaper.\n"
+        "round, median (least to most); above 1 is faster, or cheaper."
+        f"{goals}\n"
     )
 
 

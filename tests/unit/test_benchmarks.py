@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +243,10 @@ def test_a_bare_thread_that_fails_ends_the_other(broken: str) -> None:
         bare._beside(works["fill"], works["drain"], 50, [memoryview(bytes(1))])
 
 
-@pytest.mark.parametrize("arguments", [["no-such-case"], ["--size", "much"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["no-such-case"], ["--size", "much"], ["seal-4k", "--size", "stream_mib=1"], ["seal-4k", "--only", "plain file"]],
+)
 def test_what_is_no_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         bench.main(arguments)
@@ -253,6 +258,25 @@ def test_every_case_is_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--list"]) == 0
     names = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert len(names) == len(set(names)) >= 10
+
+
+def test_titles_name_the_sizes_of_a_trial() -> None:
+    modules = [importlib.import_module(name) for name in bench.MODULES]
+    named = {name for module in modules for case in module.CASES for name in report.sizes_of(case)}
+    assert {name for module in modules for name in module.SMALL} == named
+
+
+def test_plots(tmp_path: Path) -> None:
+    draw = pytest.importorskip("benchmarks.plots").draw
+    case = _case("a", "b", goals={"b": 0.6})
+    rounds = {"a": [Measured(1, 1, 1)], "b": [Measured(2, 1, 1), Measured(2, 1, 1)]}
+    files = draw(Results(case, rounds=rounds), tmp_path / "plots")
+    assert [file.name for file in files] == ["fake.png", "fake.svg"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert draw(Results(case), tmp_path) == []
+    peaks = {"b": [Measured(1, 1, 1, {"peak_bytes": 2**20})]}
+    limits = {"b": {"peak_bytes": 2.0**21}}
+    assert draw(Results(replace(case, limits=limits, plotted="peak_bytes"), rounds=peaks), tmp_path)
 
 
 def test_the_peers_need_nothing_but_themselves() -> None:
