@@ -1,7 +1,7 @@
 """How long it takes to the first byte of a small object on Ceph, in a new process and in a store that is open.
 
-Packages are loaded before: how long that takes is a case of its own. Requests and calls of a KMS are counted
-afterwards, by a second filesystem that goes through a proxy.
+Packages are loaded before: how long that takes is a case of its own, but what memory they take is in the peak. Requests
+and calls of a KMS are counted afterwards, by a second filesystem that goes through a proxy.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.case import Case, Contender, Measured, measured
+from benchmarks.memory import peak_of
 from benchmarks.place import STORE, Facts, Sizes, environment
 from benchmarks.remote import (
     INSTALLED,
@@ -72,11 +73,16 @@ def _counted(facts: Facts, work: Callable[[], object]) -> dict[str, float]:
 
 
 def _cold(modules: Sequence[str], open_it: Open, facts: Facts) -> Measured:
-    for module in modules:
-        importlib.import_module(module)
-    done = measured(lambda: _first_byte(open_it(facts)), 1)
-    proxied = facts["proxied"]
-    return replace(done, extra=_counted(proxied, lambda: _first_byte(open_it(proxied))))
+    found: list[Measured] = []
+
+    def first() -> None:
+        for module in modules:
+            importlib.import_module(module)
+        found.append(measured(lambda: _first_byte(open_it(facts)), 1))
+
+    peak, proxied = peak_of(first), facts["proxied"]
+    counts = _counted(proxied, lambda: _first_byte(open_it(proxied)))
+    return replace(found[0], extra={**counts, "peak_bytes": peak})
 
 
 def _warm(open_it: Open, facts: Facts) -> Measured:

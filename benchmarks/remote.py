@@ -334,6 +334,18 @@ def _small_get(open_it: Open, facts: Facts) -> Measured:
     return done
 
 
+def _small_stat(open_it: Open, facts: Facts) -> Measured:
+    fs, root = warm(open_it(facts))
+    paths = _small_paths(f"{root}/stat", facts)
+
+    def stat() -> None:
+        for path in paths:
+            if fs.info(path)["size"] != OBJECT_BYTES:
+                raise RuntimeError(f"{path}: not of {OBJECT_BYTES} bytes")
+
+    return measured(stat, len(paths))
+
+
 def _small_paths(folder: str, facts: Facts) -> list[str]:
     return [f"{folder}/{number:06d}" for number in range(facts["count"])]
 
@@ -342,16 +354,16 @@ def _small_paths(folder: str, facts: Facts) -> list[str]:
 def _small(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
     with start() as server, hosted(server) as facts:
         found = {**facts, "what": f"small-{what}", "count": sizes.get("remote_objects", 1000)}
-        if what == "get":
+        if what != "put":
             for fs, root in (open_plain(facts), open_sov(facts)):
-                fs.pipe({path: os.urandom(OBJECT_BYTES) for path in _small_paths(f"{root}/get", found)})
+                fs.pipe({path: os.urandom(OBJECT_BYTES) for path in _small_paths(f"{root}/{what}", found)})
         yield found
 
 
 # The cases
 
 
-_WORKS = {"put": _put, "get": _get, "small-put": _small_put, "small-get": _small_get}
+_WORKS = {"put": _put, "get": _get, "small-put": _small_put, "small-get": _small_get, "small-stat": _small_stat}
 
 
 def _take(open_it: Open, facts: Facts) -> Measured:
@@ -390,14 +402,15 @@ def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
     ]
     found += [
         Case(
-            f"small-{what}-ceph",
-            f"{what} remote_objects (1,000) objects of 4 KiB in one call, Ceph",
+            f"small-{what}-{key}",
+            f"{what} remote_objects (1,000) objects of 4 KiB {how}, {host}",
             "objects",
-            _who("s3fs"),
-            functools.partial(_small, servers.ceph, what),
-            {"sovstore": 0.9, "sovstore, obstore": 2.0},
+            _who(plain),
+            functools.partial(_small, start, what),
+            {"sovstore": 0.9, "sovstore, obstore": 2.0} if key == "ceph" and what != "stat" else {},
         )
-        for what in ("put", "get")
+        for key, (host, start, plain) in hosts.items()
+        for what, how in (("put", "in one call"), ("get", "in one call"), ("stat", "one by one"))
     ]
     return found
 
