@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.case import MIB, Case
-from benchmarks.report import Figures, Spread, count, figures, named, shown, title
+from benchmarks.report import Figures, Spread, count, figures, named, ratio, shown, title
 from benchmarks.runner import Results
 
 _OURS, _OTHERS, _GOAL = "#1b6ca8", "#9aa5b1", "#c0392b"
@@ -50,7 +50,7 @@ def _bars(row: Figures, case: Case) -> list[_Bar]:
         return [(row.name, length, shown(case.plotted, found.median))]
     if row.times is None or row.speed is None:
         return []
-    return [(row.name, row.times, f"{row.times.median:.2g} x, {count(row.speed.median)} {case.unit}/s")]
+    return [(row.name, row.times, f"{ratio(row.times.median)} x, {count(row.speed.median)} {case.unit}/s")]
 
 
 def _draw(axes: Axes, bars: list[_Bar]) -> None:
@@ -58,7 +58,9 @@ def _draw(axes: Axes, bars: list[_Bar]) -> None:
     medians = [spread.median for _, spread, _ in bars]
     below = [spread.median - spread.least for _, spread, _ in bars]
     above = [spread.most - spread.median for _, spread, _ in bars]
-    colours = [_OURS if name.startswith("sovstore") else _OTHERS for name, _, _ in bars]
+    ours = [name.startswith("sovstore") for name, _, _ in bars]
+    # A case in which nobody is called so has no others.
+    colours = [_OURS if own or not any(ours) else _OTHERS for own in ours]
     axes.barh(rows, medians, color=colours, height=0.66)
     axes.errorbar(medians, rows, xerr=[below, above], fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
     axes.set_yticks(rows, [name for name, _, _ in bars])

@@ -30,7 +30,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        return f"{_ratio(self.median)} ({_ratio(self.least)} to {_ratio(self.most)})"
+        return f"{ratio(self.median)} ({ratio(self.least)} to {ratio(self.most)})"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def preface(report: Mapping[str, Any]) -> str:
             f"; in between one thread of AES-256-GCM was up to {noise['spread']:.0%} apart, and two were "
             f"{Spread.of(noise['two_threads'])} times as fast as one"
         )
-    how = f"{report['rounds']} rounds{', cut short' if report['interrupted'] else ''}{spread}"
+    how = f"Rounds that count: {report['rounds']}{', cut short' if report['interrupted'] else ''}{spread}"
     goals = " Goals are of the sizes that a case has by default." if report["sizes"] else ""
     return (
         f"{report['date']}: {machine['processor']}, {machine['usable_cores']} cores ({flags}), "
@@ -245,7 +245,8 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _ratio(value: float) -> str:
+def ratio(value: float) -> str:
+    """Return a ratio with two decimals, or two digits."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 

@@ -234,11 +234,11 @@ def cases() -> Sequence[Case]:
             _parquet,
         )
     )
-    titles = {"find": "all objects", "ls": "one page of 1,000 objects", "du": "the size of all objects"}
+    titles = {"find": "list all", "ls": "list a page of 1,000", "du": "sum up the sizes"}
     found += [
         Case(
             f"growth-{call}",
-            f"{call}: {title} of N, up to growth_objects (1 million), local store of hard links",
+            f"{title} of N objects by {call}, N being growth_objects (1 million), local store of hard links",
             "objects",
             _who({f"{call}_{part}": "N" if part == 1 else f"N / {part:,}" for part in _GROWN}),
             functools.partial(_growing, call),
