@@ -19,7 +19,7 @@ from pathlib import Path
 _GAP = 4
 
 
-def create_locked(path: Path, mode: int = 0o666) -> int | None:
+def create_locked(path: Path | str, mode: int = 0o666) -> int | None:
     """Return a descriptor of a new locked file, or None when a sweep took it before it was locked.
 
     Raises
@@ -37,7 +37,7 @@ def create_locked(path: Path, mode: int = 0o666) -> int | None:
     return None
 
 
-def delete_if_dead(path: Path, *, dry_run: bool = False) -> bool:
+def delete_if_dead(path: Path | str, *, dry_run: bool = False) -> bool:
     """Return whether the writer of a temporary file is dead; the file is deleted then, unless it is a dry run."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from sovstore.backends.base import Backend, Place
+from sovstore.backends.base import Backend, Place, Upload
+from sovstore.backends.local import LocalBackend
 from sovstore.backends.providers import catalogue
 from sovstore.backends.registry import open_backend as registry_open
 from sovstore.testing import BackendTests, HostileBackend
@@ -29,6 +30,19 @@ class TestLocal(BackendTests):
     @pytest.fixture
     def open_backend(self, tmp_path: Path) -> Callable[[], Backend]:
         return _opener("local", str(tmp_path / "root"))
+
+
+class TestLocalOfSmallObjects(BackendTests):
+    """The same where each write is told to be small, and has no file before there is too much of it."""
+
+    @pytest.fixture
+    def open_backend(self, tmp_path: Path) -> Callable[[], Backend]:
+        return lambda: _Small(str(tmp_path / "root"))
+
+
+class _Small(LocalBackend):
+    async def upload(self, name: str, *, size: int | None = None, **conditions: Any) -> Upload:
+        return await super().upload(name, size=0, **conditions)
 
 
 class TestMemory(BackendTests):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from sovstore.backends.base import Backend, OpenedNow, Upload
+from sovstore.backends.local import LocalBackend
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.body import wire_size
 from sovstore.format.cobblestone import ChunkOpener
@@ -209,6 +211,39 @@ def test_memory_does_not_grow_with_an_object(tmp_path: Path, mib: int) -> None:
         fs.get_file("object", str(tmp_path / "got"))
     with at_most(8 * MIB):
         fs.put_file(str(tmp_path / "got"), "again")
+
+
+def test_steps_of_small_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One piece of work in a thread for each object that is written or read, and no system call that is not needed."""
+    fs = open_fs(make_store(tmp_path, provider="local"))
+    objects = {f"folder/{n}": bytes(4096) for n in range(10)}
+    fs.pipe(objects)
+    steps, real_run = Counter[str](), LocalBackend._run
+
+    async def run(self: LocalBackend, work: Any) -> Any:
+        steps["work"] += 1
+        return await real_run(self, work)
+
+    def count(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            steps[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, call)
+
+    monkeypatch.setattr(LocalBackend, "_run", run)
+    for name in ("open", "write", "pread", "mkdir", "lstat", "fsync", "replace", "unlink"):
+        count(name)
+    fs.pipe(objects)
+    # Its temporary file, its folder and the lock; each folder and name on the way to the two files is looked at.
+    each = {"work": 1, "open": 3, "write": 1, "fsync": 2, "replace": 1, "lstat": 4}
+    assert steps == {name: number * len(objects) for name, number in each.items()}
+    steps.clear()
+    assert fs.cat(list(objects)) == objects
+    each = {"work": 1, "open": 1, "pread": 1, "lstat": 2}
+    assert steps == {name: number * len(objects) for name, number in each.items()}
 
 
 def test_calls_to_the_kms(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import sovstore
 from sovstore import manifests
-from sovstore.backends.local import LocalBackend
+from sovstore.backends.local import LocalBackend, _LocalUpload
 from sovstore.errors import ConfigError, FormatError, KeyDeniedError, PolicyError, StoreError, StoreUnavailableError
 from sovstore.kms import keyfile
 from sovstore.migration import Silent, bare, moving, sides
@@ -171,20 +171,13 @@ def test_what_the_host_copies_counts_as_what_is_sent(refused, file, plain, tmp_p
 def _commits(monkeypatch):
     """Note what is made visible at any local host."""
     noted = []
-    upload = LocalBackend._upload
+    commit = _LocalUpload.commit
 
-    async def noting(self, name, **options):
-        made = await upload(self, name, **options)
-        commit = made.commit
+    async def noting(self):
+        await commit(self)
+        noted.append(self._name)
 
-        async def committed():
-            await commit()
-            noted.append(name)
-
-        made.commit = committed
-        return made
-
-    monkeypatch.setattr(LocalBackend, "_upload", noting)
+    monkeypatch.setattr(_LocalUpload, "commit", noting)
     return noted
 
 

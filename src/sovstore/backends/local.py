@@ -37,6 +37,8 @@ from sovstore.errors import (
 
 #: Most bytes of one read or copy call; Linux moves at most 0x7ffff000 per call.
 _SLICE = 2**24
+#: A write of no more bytes keeps them until its commit, which then goes to a thread once.
+_SMALL = 2**16
 #: Bytes of a copy from another root between two looks at whether it is still wanted.
 _STEP = 2**28
 _THREADS = 4
@@ -107,7 +109,7 @@ def _stat(name: str, status: os.stat_result) -> Stat:
 
 
 @contextmanager
-def _in_turn(root: Path, *, alone: bool) -> Iterator[None]:
+def _in_turn(root: str, *, alone: bool) -> Iterator[None]:
     """Keep a change that looks first apart from every other one, so that nothing comes between its look and its move.
 
     Parameters
@@ -117,7 +119,7 @@ def _in_turn(root: Path, *, alone: bool) -> Iterator[None]:
     """
     flags = (os.O_RDWR if alone else os.O_RDONLY) | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = _locked(root / _LOCK, flags, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        descriptor = _locked(f"{root}/{_LOCK}", flags, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
     except (FileNotFoundError, PermissionError):
         if alone:
             raise
@@ -132,7 +134,7 @@ def _in_turn(root: Path, *, alone: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path, flags: int, kind: int) -> int:
+def _locked(path: str, flags: int, kind: int) -> int:
     while True:
         descriptor = os.open(path, flags, 0o666)
         try:
@@ -146,15 +148,15 @@ def _locked(path: Path, flags: int, kind: int) -> int:
         os.close(descriptor)
 
 
-def _delete_lock(root: Path) -> None:
+def _delete_lock(root: str) -> None:
     """Delete the lock file where nothing else is left in its folder."""
     with suppress(FileNotFoundError):
-        if os.listdir((root / _LOCK).parent) == ["lock"]:
+        if os.listdir(f"{root}/{_OWN_FOLDER}") == ["lock"]:
             with _in_turn(root, alone=True):
-                os.unlink(root / _LOCK)
+                os.unlink(f"{root}/{_LOCK}")
 
 
-def _below(root: Path, name: str) -> Path:
+def _below(root: str, name: str) -> str:
     """Return the path of a name below `root`.
 
     Raises
@@ -163,14 +165,17 @@ def _below(root: Path, name: str) -> Path:
         When a component of it is a symbolic link: a folder that somebody else can write to (NFS, SMB) could lead
         reads, writes and deletions anywhere on this machine.
     """
-    path = str(root)
-    for part in name.rstrip("/").split("/") if name else ():
-        path = f"{path}/{part}"
-        with suppress(FileNotFoundError, NotADirectoryError):
+    if not name:
+        return root
+    path, whole = root, f"{root}/{name.rstrip('/')}"
+    # What is not there leads nowhere.
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for part in name.rstrip("/").split("/"):
+            path = f"{path}/{part}"
             if stat_module.S_ISLNK(os.lstat(path).st_mode):
                 hint = "sovstore did not make it; remove it"
                 raise FormatError(f"{name}: leads through a symbolic link", path=name, hint=hint)
-    return Path(path)
+    return whole
 
 
 class _LocalFile(OpenedNow):
@@ -238,7 +243,7 @@ class LocalBackend(Backend):
     conditions = frozenset({"read:match", "put:create", "put:replace", "complete:create", "complete:replace"})
 
     def __init__(self, root: str) -> None:
-        self._root = Path(root)
+        self._root = str(Path(root))
         self._start_threads()
 
     def _start_threads(self) -> None:
@@ -251,7 +256,7 @@ class LocalBackend(Backend):
             self._start_threads()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> str:
         """Return the path of a name, none of whose components below the root is a symbolic link."""
         return _below(self._root, name)
 
@@ -284,7 +289,8 @@ class LocalBackend(Backend):
         with _mapped(name):
             descriptor, status = self._open(name, etag)
             try:
-                pieces = []
+                # A buffer is made for all that is asked for, and the end of the file is known.
+                end, pieces = min(end, status.st_size), []
                 while start < end and (piece := os.pread(descriptor, min(end - start, _SLICE), start)):
                     pieces.append(piece)
                     start += len(piece)
@@ -316,20 +322,16 @@ class LocalBackend(Backend):
     async def upload(
         self, name: str, *, create: bool = False, if_match: str | None = None, size: int | None = None
     ) -> Upload:
-        """Return a write that goes to a temporary file of the same file system."""
-        del size
-        return await self._upload(name, create=create, if_match=if_match)
-
-    async def _upload(self, name: str, *, create: bool, if_match: str | None = None) -> _LocalUpload:
-        make = partial(_LocalUpload, self._root, name, self._run, create=create, if_match=if_match)
-        making = asyncio.ensure_future(self._run(make))
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            # The thread makes its file all the same, and nobody else would delete it before the next write.
-            with suppress(StoreError):
-                await (await making).abort()
-            raise
+        """Return a write that goes to a temporary file of the same file system; at its commit, when it is small."""
+        upload = _LocalUpload(self._root, name, self._run, create=create, if_match=if_match)
+        if size is None or size > _SMALL:
+            try:
+                await self._run(upload.begin_now)
+            except asyncio.CancelledError:
+                # The thread makes its file all the same, and nobody else would delete it before the next write.
+                await upload.abort()
+                raise
+        return upload
 
     async def list(self, folder: str, *, recursive: bool = False) -> AsyncIterator[Stat]:
         """Yield the entries of a folder; symbolic links to folders are not followed."""
@@ -364,11 +366,11 @@ class LocalBackend(Backend):
                     if name.endswith("/"):
                         if name == _OWN_FOLDER:
                             _delete_lock(self._root)
-                        self._path(name).rmdir()
+                        os.rmdir(self._path(name))
                     else:
                         path = self._path(name)
                         with _in_turn(self._root, alone=False):
-                            path.unlink()
+                            os.unlink(path)
 
         await self._run(work)
 
@@ -380,7 +382,7 @@ class LocalBackend(Backend):
                 path = self._path(name)
                 if _etag(os.stat(path)) != etag:
                     raise ObjectChangedError(f"{name}: somebody else changed it first", path=name)
-                path.unlink()
+                os.unlink(path)
 
         await self._run(work)
 
@@ -396,11 +398,7 @@ class LocalBackend(Backend):
         status = os.fstat(descriptor)
         # In place, whatever somebody wrote while it was copied must stay.
         if_match = _etag(status) if source == target else None
-        try:
-            upload = _LocalUpload(self._root, target, self._run, create=create, if_match=if_match)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        upload = _LocalUpload(self._root, target, self._run, create=create, if_match=if_match)
         try:
             if etag is not None and _etag(status) != etag:
                 raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
@@ -428,7 +426,7 @@ class LocalBackend(Backend):
         """Copy a file of another folder inside the system, which shares the blocks where it can."""
         if not isinstance(origin, LocalBackend):
             return None
-        upload = await self._upload(target, create=create)
+        upload = _LocalUpload(self._root, target, self._run, create=create)
         try:
             # A step at a time, so that whoever gives up waits for no more than that.
             for start in range(0, size, _STEP):
@@ -447,7 +445,7 @@ class LocalBackend(Backend):
 
         def work() -> None:
             with _mapped(name, writing=True):
-                self._path(name).mkdir(parents=True, exist_ok=True)
+                os.makedirs(self._path(name), exist_ok=True)
 
         await self._run(work)
 
@@ -478,45 +476,73 @@ def _copied(source: int, target: int, start: int, end: int) -> int:
 
 
 class _LocalUpload(Upload):
-    """A temporary file, locked while its writer lives."""
+    """A temporary file, locked while its writer lives; there is none yet while the little that was written is kept."""
 
     blocking = True
 
-    def __init__(self, root: Path, name: str, run: _Run, *, create: bool, if_match: str | None) -> None:
+    def __init__(self, root: str, name: str, run: _Run, *, create: bool, if_match: str | None = None) -> None:
         self._run, self._root, self._name, self._create, self._if_match = run, root, name, create, if_match
+        #: What the file will begin with; None once there is one, or the write was given up.
+        self._kept: bytearray | None = bytearray()
         self._descriptor: int | None = None
-        self._pid = os.getpid()
         # A cancelled call goes on in its thread. Without this, `abort` could close the descriptor under it, and its
         # bytes could land in another file that was given the same number.
         self._lock = threading.RLock()
-        with _mapped(name, writing=True):
-            folder = _below(root, TEMPORARY)
-            _make_temporary(root, folder)
-            while self._descriptor is None:
-                self._temporary = folder / os.urandom(12).hex()
-                self._descriptor = beside.create_locked(self._temporary)
+
+    def begin_now(self) -> None:
+        """Make the temporary file, in this thread."""
+        with self._lock:
+            self._opened()
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
-        await self._run(partial(self.write_now, data))
+        if not self._keep(data):
+            await self._run(partial(self.write_now, data))
 
     def write_now(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes, in this thread."""
-        view = memoryview(data)
-        with self._lock, _mapped(self._name):
-            descriptor = self._opened()
-            while view:
-                view = view[os.write(descriptor, view) :]
+        with self._lock:
+            if not self._keep(data):
+                descriptor = self._opened()
+                with _mapped(self._name):
+                    beside.append(descriptor, data)
+
+    def _keep(self, data: bytes | bytearray | memoryview) -> bool:
+        with self._lock:
+            if self._kept is None or len(self._kept) + len(data) > _SMALL:
+                return False
+            self._kept += data
+            return True
 
     def _opened(self) -> int:
+        """Return the descriptor of the temporary file, with all in it that was written so far."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            with _mapped(self._name, writing=True):
+                self._descriptor = self._created()
+                beside.append(self._descriptor, kept)
         if self._descriptor is None:
             raise StoreError(f"{self._name}: the write was given up", path=self._name)
         return self._descriptor
 
+    def _created(self) -> int:
+        self._pid = os.getpid()
+        folder = _below(self._root, TEMPORARY)
+        while True:
+            self._temporary = f"{folder}/{os.urandom(12).hex()}"
+            try:
+                descriptor = beside.create_locked(self._temporary)
+            except (FileNotFoundError, NotADirectoryError):
+                _make_temporary(self._root, folder)
+                descriptor = beside.create_locked(self._temporary)
+            if descriptor is not None:
+                return descriptor
+
     def append_now(self, descriptor: int, start: int, end: int) -> None:
         """Append bytes [start, end) of an open file, inside the system where it can, in this thread."""
+        opened = self._opened()
         with _mapped(self._name):
-            start = _copied(descriptor, self._opened(), start, end)
+            start = _copied(descriptor, opened, start, end)
             # Not on this file system, or not across two: the bytes go through this process.
             while start < end and (piece := os.pread(descriptor, min(_SLICE, end - start), start)):
                 self.write_now(piece)
@@ -527,11 +553,12 @@ class _LocalUpload(Upload):
     def copy_now(self, origin: LocalBackend, source: str, etag: str, start: int, end: int) -> bool:
         """Append bytes [start, end) of a file of some root, in this thread; return False where only a process can."""
         with self._lock:
+            opened = self._opened()
             with _mapped(source):
                 descriptor = os.open(_below(origin._root, source), _READ)
             try:
                 with _mapped(self._name):
-                    reached = _copied(descriptor, self._opened(), start, end)
+                    reached = _copied(descriptor, opened, start, end)
                 # Afterwards: somebody may have written into the file meanwhile.
                 if _etag(os.fstat(descriptor)) != etag:
                     raise ObjectChangedError(f"{source}: changed while it was copied", path=source)
@@ -545,15 +572,11 @@ class _LocalUpload(Upload):
 
     def commit_now(self) -> None:
         """Sync the file and move it into place, in this thread."""
-        target = _below(self._root, self._name)
         with self._lock, _mapped(self._name, writing=True):
+            target = _below(self._root, self._name)
             os.fsync(self._opened())
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except FileExistsError as exc:
-                raise NotADirectoryError(errno.ENOTDIR, "a parent is a file") from exc
             # Opened before anything is visible: a process with too many open files must not learn of it after that.
-            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = _opened_folder(os.path.dirname(target))
             try:
                 self._publish(target)
                 os.fsync(folder)
@@ -561,7 +584,7 @@ class _LocalUpload(Upload):
                 os.close(folder)
             self._close()
 
-    def _publish(self, target: Path) -> None:
+    def _publish(self, target: str) -> None:
         with _in_turn(self._root, alone=self._if_match is not None):
             if self._create:
                 os.link(self._temporary, target)
@@ -578,6 +601,7 @@ class _LocalUpload(Upload):
     def abort_now(self) -> None:
         """Delete the temporary file, in this thread."""
         with self._lock:
+            self._kept = None
             if self._descriptor is not None:
                 with suppress(OSError):
                     os.unlink(self._temporary)
@@ -595,13 +619,23 @@ class _LocalUpload(Upload):
             os.close(descriptor)
 
 
-def _make_temporary(root: Path, folder: Path) -> None:
+def _opened_folder(path: str) -> int:
+    """Return the descriptor of a folder, which is made if there is none."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags)
+    except FileNotFoundError:
+        # Whatever somebody else made there meanwhile: opening it tells.
+        with suppress(FileExistsError):
+            os.makedirs(path)
+        return os.open(path, flags)
+
+
+def _make_temporary(root: str, folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
     except OSError as exc:
         if exc.errno in (*_FULL, *_TOO_MANY):
             raise
         hint = "check 'root' in the configuration, and the rights of that folder"
-        raise StoreError(
-            f"{root}: the store's folder cannot be written: {exc.strerror}", path=str(root), hint=hint
-        ) from exc
+        raise StoreError(f"{root}: the store's folder cannot be written: {exc.strerror}", path=root, hint=hint) from exc
