@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import pytest
 
-from sovstore.backends import credentials, obstore_client
+from sovstore.backends import credentials, obstore, obstore_client
 from sovstore.backends.base import Backend, Place
 from sovstore.backends.providers import catalogue, parse
 from sovstore.backends.registry import open_backend
@@ -177,6 +177,47 @@ def test_a_killed_writer_leaves_what_sweep_finds(s3: Place, raw: Any) -> None:
 
     run(s3, use)
     assert uploads(raw) == []
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_sweep_that_was_put_off(s3: Place, raw: Any, monkeypatch: pytest.MonkeyPatch, create: bool) -> None:
+    """It is done when an object of several parts is written, whichever way that takes, and once."""
+    monkeypatch.setattr(obstore, "STALE", timedelta(days=-1))
+    client, bucket = raw
+    left = {"Bucket": bucket, "Key": "root/left"}
+
+    async def use(backend: Backend) -> None:
+        client.create_multipart_upload(**left)
+        await backend.sweep()
+        await put(backend, "small", b"1" * MIB)
+        assert uploads(raw) == ["root/left"]
+        await put(backend, "large", bytes(20 * MIB), create=create)
+        assert uploads(raw) == []
+        client.create_multipart_upload(**left)
+        await put(backend, "second", bytes(20 * MIB), create=create)
+        assert uploads(raw) == ["root/left"]
+
+    run(s3, use)
+
+
+def test_a_sweep_that_was_put_off_and_fails_stops_no_write(
+    s3: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What this module imports, the processes of other tests do.
+    from sovstore.backends.s3 import S3Backend
+
+    async def refused(*args: Any, **kwargs: Any) -> int:
+        raise StoreError("the host refused")
+
+    monkeypatch.setattr(S3Backend, "sweep", refused)
+
+    async def use(backend: Backend) -> None:
+        await backend.sweep()
+        await put(backend, "large", bytes(20 * MIB))
+        assert (await backend.stat("large")).size == 20 * MIB
+
+    run(s3, use)
+    assert "unfinished writes are not removed: the host refused" in caplog.text
 
 
 def write_for_ever() -> None:
@@ -368,19 +409,27 @@ def test_one_backend_on_two_loops_and_a_writer_in_each(s3: Place) -> None:
     assert asyncio.run(everything(backend, "a0")) == bytes(20 * MIB)
 
 
-def reads() -> None:
+def reads_and_writes() -> None:
+    place = undescribed(sys.argv[1])
+
     async def use(backend: Backend) -> None:
         assert await everything(backend, "a") == b"1"
         assert [name async for name in backend.list("")]
         assert [name async for name in backend.list("", recursive=True)]
+        # As a store does before its first write.
+        assert await backend.sweep() == 0
+        await put(backend, "b", b"1" * MIB)
+        if place.provider.driver == "azure":
+            # Where nothing is left by larger ones either.
+            await put(backend, "b", bytes(20 * MIB))
 
-    run(undescribed(sys.argv[1]), use)
+    run(place, use)
     print(sorted({"s3fs", "botocore", "aiobotocore", "adlfs", "azure.storage.blob", "aiohttp"} & set(sys.modules)))
 
 
-def test_who_only_reads_imports_no_sdk(place: Place) -> None:
+def test_reads_and_small_writes_import_no_sdk(place: Place) -> None:
     run(place, lambda backend: put(backend, "a", b"1"))
-    ran = python("reads()", described(place))
+    ran = python("reads_and_writes()", described(place))
     assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran.stderr
 
 

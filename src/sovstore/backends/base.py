@@ -361,7 +361,8 @@ class Backend(ABC):
         """Delete what writes that were killed left behind, and return how many there were; a dry run only counts.
 
         MUST NOT delete what a live writer, here or elsewhere, still needs: where the host cannot tell, a write that
-        began less than `older_than` ago is taken for a live one.
+        began less than `older_than` ago is taken for a live one. A sweep that is asked for without an age, as it is
+        before a first write, MAY be put off to a write that could leave something behind itself.
         """
         limit = datetime.now(UTC) - older_than
         found = [s async for s in self.list(TEMPORARY) if not s.folder and s.modified and s.modified <= limit]

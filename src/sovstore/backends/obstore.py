@@ -8,6 +8,7 @@ would hold it in memory whole), sweeping, probing. Does not work in a fork of a 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,8 @@ from sovstore.errors import (
     StoreUnavailableError,
 )
 
+_log = logging.getLogger("sovstore")
+
 #: A larger part would not be held in memory; the SDK drivers put it into a file.
 LARGEST_PART = 16 * 2**20
 #: An object of unknown size goes through obstore where it may grow to this: all parts have one size there.
@@ -42,6 +45,8 @@ _ENOUGH = 64 * 2**30
 #: Names that one request deletes. Azure's batches take 256, and object_store fails on several of them at once.
 _DELETES = {"s3": 1000, "azure": 256}
 _PAGE = 1000
+#: Seconds that a sweep may hold up a write.
+_SWEEP_S = 20
 #: Most seconds before a broken reply is asked for again.
 _WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)
 #: Empty segments, "." and "..", control characters.
@@ -68,6 +73,7 @@ class ObstoreBackend(LoopBackend):
         check(place)
         self._place, self._make_sdk = place, sdk
         self._made_sdk: Backend | None = None
+        self._sweep_is_due = False
         self._timeout = timeout(place)
         self._prefix = place.root.strip("/").partition("/")[2]
         facts = place.provider
@@ -354,9 +360,30 @@ class ObstoreBackend(LoopBackend):
         sdk = self.sdk()
         return await sdk.copy_from(origin.sdk(), source, target, size=size, etag=etag, create=create, told=told)
 
-    async def sweep(self, older_than: timedelta = STALE, *, dry_run: bool = False) -> int:
-        """Leave it to the SDK driver: obstore cannot list unfinished uploads."""
-        return await self.sdk().sweep(older_than, dry_run=dry_run)
+    async def sweep(self, older_than: timedelta | None = None, *, dry_run: bool = False) -> int:
+        """Leave it to the SDK driver, since obstore cannot list unfinished uploads; without an age, put it off.
+
+        Loading the SDK costs more than many small writes, none of which leaves an upload: `sweep_if_due` is called
+        before the first one of several parts.
+        """
+        if older_than is None and not dry_run:
+            # On Azure there is nothing to sweep, and the SDK would be loaded to find none.
+            self._sweep_is_due = self._place.provider.driver == "s3"
+            return 0
+        return await self.sdk().sweep(STALE if older_than is None else older_than, dry_run=dry_run)
+
+    async def sweep_if_due(self) -> None:
+        """Do what `sweep` put off. It stops no write, nor holds one up for long."""
+        if not self._sweep_is_due:
+            return
+        self._sweep_is_due = False
+        try:
+            async with asyncio.timeout(_SWEEP_S):
+                await self.sdk().sweep(STALE)
+        except (SovstoreError, TimeoutError) as exc:
+            # A client may have the right to write and not to list or delete.
+            what = exc.message if isinstance(exc, SovstoreError) else "it takes long"
+            _log.warning("unfinished writes are not removed: %s; 'sovstore gc' does it", what)
 
     async def probe(self, scratch: str) -> Probe:
         """Leave it to the SDK driver: what it measures is the host."""

@@ -68,6 +68,7 @@ class Stream(PartUpload):
         await self._host.put(self.name, body, create=False, if_match=None)
 
     async def _begin(self) -> None:
+        await self._host.sweep_if_due()
         self._feed = Feed()
         self._sending = asyncio.ensure_future(self._stream())
 
@@ -139,6 +140,7 @@ class Handover(Upload):
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
         if self._upload is None and len(self._body) + len(data) > PART:
+            await self._host.sweep_if_due()
             self._upload = await self._host.sdk().upload(self._name, **self._condition, size=self._size)
             await self._upload.write(self._body)
             self._body = bytearray()
