@@ -180,10 +180,10 @@ def open_plain(facts: Facts) -> Opened:
     return fsspec.filesystem(facts["protocol"], skip_instance_cache=True, **facts["options"]), facts["plain"]
 
 
-def open_sov(facts: Facts, store: str = STORE) -> Opened:
+def open_sov(facts: Facts, store: str = STORE, **options: Any) -> Opened:
     """Return sovstore over its own driver."""
     os.environ.update(facts["environment"])
-    return SovFileSystem(store, config=facts["config"], skip_instance_cache=True), ""
+    return SovFileSystem(store, config=facts["config"], skip_instance_cache=True, **options), ""
 
 
 def open_twin(facts: Facts) -> Opened:

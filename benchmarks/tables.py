@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case, Contender, Measured, OfFirst, measured
+from benchmarks.case import MIB, Case, Contender, Measured, OfFirst, measured
 from benchmarks.place import Facts, Sizes
 from benchmarks.remote import (
     INSTALLED,
@@ -167,6 +167,8 @@ def _take(open_it: Open, facts: Facts, *, is_modular: bool = False) -> Measured:
 
 
 plain, sov, twin = (functools.partial(_take, open_it) for open_it in (open_plain, open_sov, open_twin))
+#: As far ahead as s3fs reads by default.
+blocks = functools.partial(_take, functools.partial(open_sov, default_block_size=50 * MIB))
 modular = functools.partial(_take, open_plain, is_modular=True)
 
 
@@ -202,17 +204,24 @@ def cases(servers: Servers = INSTALLED) -> Sequence[Case]:
         "parquet-columns": "read two of seven columns of the table",
         "parquet-row-group": "read one row group of ten",
     }
-    who = {"plain": "s3fs", "sov": "sovstore", "twin": "sovstore, obstore", "modular": "PyArrow encryption"}
-    ours = ("sovstore", "sovstore, obstore")
+    ours = {"sov": "sovstore", "twin": "sovstore, obstore"}
+    reads = {**ours, "blocks": "sovstore, blocks as s3fs"}
+
+    def who(name: str) -> Mapping[str, str]:
+        return reads if name in _READS else ours
+
     return [
         Case(
             name,
             f"{title}; Parquet of rows (10 million) rows, Ceph",
             "rows",
-            [Contender(shown, f"{__name__}:{function}") for function, shown in who.items()],
+            [
+                Contender(shown, f"{__name__}:{function}")
+                for function, shown in {"plain": "s3fs", **who(name), "modular": "PyArrow encryption"}.items()
+            ],
             functools.partial(_prepared, servers.ceph, name),
-            dict.fromkeys(ours, 0.9),
-            limits=dict.fromkeys(ours, _READS[name]) if name in _READS else {},
+            dict.fromkeys(who(name).values(), 0.9),
+            limits=dict.fromkeys(who(name).values(), _READS[name]) if name in _READS else {},
         )
         for name, title in titles.items()
     ]

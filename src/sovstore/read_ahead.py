@@ -223,15 +223,19 @@ class ReadAhead(BaseCache):  # type: ignore[misc]  # fsspec has no types
         return self._windows[0].coming.result()
 
     def _window(self, chunk_no: int) -> _Window | None:
-        return next((window for window in self._windows if chunk_no in window.span), None)
+        for window in self._windows:
+            if chunk_no in window.span:
+                return window
+        return None
 
     def _ask(self, stop: int) -> None:
         limits, end = self._limits, self._reader.cached[-1].span.start
         stop = min(stop, end)
+        until = min(end, stop + self._ahead)
         while len(self._windows) <= _AT_ONCE:
-            missing, rest = stop - self._asked, min(end, stop + self._ahead) - self._asked
+            missing, rest = stop - self._asked, until - self._asked
             # Not a little at each read: what is only kept ahead is asked for in pieces that are worth a request.
-            if missing <= 0 and rest < max(1, min(limits.window, self._ahead // 2, end - self._asked)):
+            if missing <= 0 and (rest <= 0 or rest < min(limits.window, self._ahead // 2, end - self._asked)):
                 break
             most = limits.asked if missing <= limits.asked else limits.large
             count = max(min(missing, most), min(rest, limits.window))
