@@ -87,13 +87,15 @@ def _again(facts: Facts, work: Callable[[], object]) -> Measured:
 def two_threads_write(facts: Facts) -> Measured:
     """Measure one thread that encrypts, and another that writes to a file."""
     aead, block, blocks = AESGCM(os.urandom(32)), block_of_memory(), facts["size"] // MIB
-    buffers = _buffers()
+    path, buffers = Path(facts["folder"], "bare"), _buffers()
 
     def write() -> None:
-        with Path(facts["folder"], "bare").open("wb", buffering=0) as file:
+        with path.open("wb", buffering=0) as file:
             _beside(lambda out: aead.encrypt_into(_NONCE, block, None, out), file.write, blocks, buffers)
 
-    return measured(write, blocks)
+    done = measured(write, blocks)
+    path.unlink()
+    return done
 
 
 def two_threads_read(facts: Facts) -> Measured:

@@ -33,6 +33,8 @@ from tests.stores import describe_twin, make_store, on_azure, on_s3
 
 #: Of a small object.
 OBJECT_BYTES = 4096
+#: An object that any of them writes in several parts; the first of a process may cost more than the next.
+IN_PARTS = 24 * MIB
 #: Name of the store over obstore in the configuration.
 TWIN = "twin"
 #: Read before anything is measured, so that connections and keys are there.
@@ -191,11 +193,11 @@ def open_twin(facts: Facts) -> Opened:
     return open_sov(facts, TWIN)
 
 
-def warm(opened: Opened, *, writes: bool = False) -> Opened:
-    """Read a small object of what was opened, or write one, which may need more; return the same."""
+def warm(opened: Opened, *, writes: int = 0) -> Opened:
+    """Read a small object of what was opened, and write one of so many bytes, which may need more; return the same."""
     fs, root = opened
     if writes:
-        fs.pipe_file(f"{root}/warm/{os.getpid()}", bytes(OBJECT_BYTES))
+        fs.pipe_file(f"{root}/warm/{os.getpid()}", bytes(writes))
         fs.rm_file(f"{root}/warm/{os.getpid()}")
     fs.cat_file(f"{root}/{WARM}")
     return opened
@@ -241,7 +243,7 @@ def _figures(facts: Facts) -> dict[str, float]:
 
 
 def _put(open_it: Open, facts: Facts) -> Measured:
-    fs, root = warm(open_it(facts), writes=True)
+    fs, root = warm(open_it(facts), writes=min(facts["size"], IN_PARTS))
     done = measured(lambda: fs.put_file(facts["file"], f"{root}/put"), facts["size"] / MIB)
     # Ceph has all in memory.
     fs.rm_file(f"{root}/put")
@@ -317,7 +319,7 @@ def _large(start: Start, what: str, sizes: Sizes) -> Iterator[Facts]:
 
 
 def _small_put(open_it: Open, facts: Facts) -> Measured:
-    fs, root = warm(open_it(facts), writes=True)
+    fs, root = warm(open_it(facts), writes=OBJECT_BYTES)
     values = {path: os.urandom(OBJECT_BYTES) for path in _small_paths(f"{root}/put", facts)}
     done = measured(lambda: fs.pipe(values), len(values))
     fs.rm(list(values))

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.case import MIB, Case, Contender, Measured, OfFirst, measured
 from benchmarks.place import Facts, Sizes
 from benchmarks.remote import (
+    IN_PARTS,
     INSTALLED,
     Open,
     Opened,
@@ -161,7 +162,7 @@ def _take(open_it: Open, facts: Facts, *, is_modular: bool = False) -> Measured:
         fs, root = opened
         work(fs, f"{root}/{name}".lstrip("/"), facts, properties)
 
-    straight, proxied = (warm(open_it(found), writes=writes) for found in (facts, facts["proxied"]))
+    straight, proxied = (warm(open_it(found), writes=IN_PARTS * writes) for found in (facts, facts["proxied"]))
     done = measured(lambda: do(straight), facts[rows])
     return replace(done, extra=traffic(facts["proxied"], lambda: do(proxied)))
 

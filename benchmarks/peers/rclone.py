@@ -59,9 +59,9 @@ def stream_write(facts: Facts) -> Measured:
     folder = configure(facts)
     source = folder / "rclone-source"
     _fill(source, facts["size"])
-    # It would not copy what is there.
-    shutil.rmtree(folder / "rclone", ignore_errors=True)
-    return measured(lambda: run(facts, "copyto", str(source), "crypt:object"), facts["size"] / MIB)
+    done = measured(lambda: run(facts, "copyto", str(source), "crypt:object"), facts["size"] / MIB)
+    shutil.rmtree(folder / "rclone")
+    return done
 
 
 def stream_read(facts: Facts) -> Measured:

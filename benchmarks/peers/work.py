@@ -59,12 +59,15 @@ def _module(peer: str) -> Any:
 def stream_write(facts: Facts, peer: str, part: str = "1") -> Measured:
     """Measure encrypting a stream into a file."""
     module, size = _module(peer), facts["size"] // int(part) // MIB * MIB
+    path = Path(facts["folder"], peer)
 
     def write() -> None:
-        with Path(facts["folder"], peer).open("wb") as target:
+        with path.open("wb") as target:
             module.encrypt(io.BufferedReader(Blocks(size), MIB), target)
 
-    return measured(write, size / MIB)
+    done = measured(write, size / MIB)
+    path.unlink()
+    return done
 
 
 def stream_read(facts: Facts, peer: str, part: str = "1") -> Measured:
