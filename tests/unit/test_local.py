@@ -107,9 +107,11 @@ def test_a_small_write_that_is_given_up_leaves_nothing(
             task = asyncio.ensure_future(upload.commit())
             await asyncio.sleep(0)
             task.cancel()
-            go_on.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            # A turn of the loop more, in which the threads learn of it.
+            await asyncio.sleep(0)
+            go_on.set()
             await asyncio.gather(*busy)
         elif how == "cancelled too late":
             with monkeypatch.context() as patch:
