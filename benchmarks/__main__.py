@@ -26,7 +26,9 @@ from benchmarks.machine import machine, noise, versions
 from benchmarks.runner import Results, Run, measure, run_fresh
 
 #: Each has `CASES`, and may have `SMALL`: the sizes of --small, by name.
-MODULES = tuple(f"benchmarks.{name}" for name in ("local", "remote", "tables", "scaling", "opening", "migration"))
+MODULES = tuple(
+    f"benchmarks.{name}" for name in ("local", "in_memory", "remote", "tables", "scaling", "opening", "migration")
+)
 _CEILING_BYTES = 256 * MIB
 _EXAMPLES = """\
 examples:

@@ -13,13 +13,13 @@ from typing import Any
 import fsspec
 import pytest
 
-from benchmarks import migration, opening, remote, scaling, tables
+from benchmarks import in_memory, migration, opening, remote, scaling, tables
 from benchmarks.case import Case, Measured
 from benchmarks.place import environment
 from benchmarks.remote import INSTALLED
 from tests.hosts import cheap_key_files, quick_retries
 
-SIZES = remote.SMALL | tables.SMALL | opening.SMALL | scaling.SMALL | migration.SMALL
+SIZES = remote.SMALL | tables.SMALL | opening.SMALL | scaling.SMALL | migration.SMALL | {"stream_mib": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,12 @@ def named(cases: Sequence[Case], name: str) -> Case:
 
 def names(cases: Sequence[Case], part: str = "") -> list[str]:
     return [case.name for case in cases if part in case.name]
+
+
+@pytest.mark.parametrize("case", in_memory.CASES, ids=lambda case: case.name)
+def test_objects_in_memory(case: Case) -> None:
+    found = measure(replace(case, contenders=case.contenders[1:]))
+    assert {name: one.amount for name, one in found.items()} == {"fsspec memory": 2, "sovstore": 2}
 
 
 @pytest.mark.parametrize("name", names(remote.CASES, "ceph"))
