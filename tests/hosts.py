@@ -19,6 +19,7 @@ from sovstore.backends.registry import open_backend
 from sovstore.errors import StoreUnavailableError
 from sovstore.filesystem import SovFileSystem
 from sovstore.kms import keyfile
+from sovstore.testing.backend import put
 from tests.stores import make_store, open_fs
 
 #: Providers that need no server.
@@ -176,3 +177,13 @@ class Through(Backend):
 def wrap_backends(patch: pytest.MonkeyPatch, wrapper: Callable[[Backend], Backend]) -> None:
     """Put `wrapper` around the backend of every store that is opened from now on."""
     patch.setattr(store, "open_backend", lambda *args: wrapper(open_backend(*args)))
+
+
+async def opened_by_one_request(backend: Backend, proxy: Any) -> None:
+    """Check that a file is opened without asking what there is: no other version can come between two requests."""
+    await put(backend, "a", bytes(1000))
+    proxy.forget()
+    found, data = await backend.read_first("a", 100)
+    assert [request.method for request in proxy.requests] == ["GET"]
+    assert (found.size, len(data)) == (1000, 100)
+    assert found == await backend.stat("a")

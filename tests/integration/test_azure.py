@@ -22,6 +22,7 @@ import time
 import traceback
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import azure.identity.aio as azure_identity
@@ -55,6 +56,7 @@ from sovstore.errors import (
 )
 from sovstore.secret import Secret
 from sovstore.testing.backend import collect, everything, put
+from tests.hosts import opened_by_one_request
 from tests.servers import azurite
 from tests.servers.faults import LISTINGS, OBJECTS, Faults
 from tests.servers.ports import free_ports
@@ -691,18 +693,9 @@ _LIES = [
 
 
 def test_the_first_bytes_come_with_size_and_etag(azurite_faults, place):
-    """A file is opened without asking what there is: one request less, and no other version between the two."""
     through = azurite_faults()
 
-    async def work(backend):
-        await put(backend, "a", bytes(1000))
-        through.proxy.forget()
-        found, data = await backend.read_first("a", 100)
-        assert [request.method for request in through.proxy.requests] == ["GET"]
-        assert (found.size, len(data)) == (1000, 100)
-        assert found == await backend.stat("a")
-
-    use(place(through.server), work)
+    use(place(through.server), partial(opened_by_one_request, proxy=through.proxy))
 
 
 def test_the_host_copies_from_another_container(azurite_server, azurite_faults, place):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,7 +34,7 @@ from sovstore.errors import (
     StoreUnavailableError,
 )
 from sovstore.testing.backend import everything, put
-from tests.hosts import cheap_key_files, quick_retries
+from tests.hosts import cheap_key_files, opened_by_one_request, quick_retries
 from tests.servers.facts import CEPH, MOTO
 from tests.servers.faults import LISTINGS, Faults
 from tests.stores import make_store, on_s3, open_fs
@@ -484,18 +485,9 @@ def test_a_host_of_which_nothing_is_known_may_refuse_the_header(s3_server: Any, 
 
 
 def test_the_first_bytes_come_with_size_and_etag(s3_faults: Any) -> None:
-    """A file is opened without asking what there is: one request less, and no other version between the two."""
     through = s3_faults()
 
-    async def use(backend: Backend) -> None:
-        await put(backend, "a", bytes(1000))
-        through.proxy.forget()
-        found, data = await backend.read_first("a", 100)
-        assert [request.method for request in through.proxy.requests] == ["GET"]
-        assert (found.size, len(data)) == (1000, 100)
-        assert found == await backend.stat("a")
-
-    run(place_at(through.server), use)
+    run(place_at(through.server), partial(opened_by_one_request, proxy=through.proxy))
 
 
 # Deletes and listings
