@@ -12,7 +12,7 @@ import fsspec
 
 from benchmarks.bare import CEILING
 from benchmarks.case import MIB, Case, Contender, Measured, measured
-from benchmarks.memory import SHARED, block_of_memory
+from benchmarks.memory import SHARED, block_of_memory, read_blocks, write_blocks
 from benchmarks.place import STORE, Facts, Sizes, environment
 from tests.stores import make_store, open_fs
 
@@ -50,19 +50,13 @@ def read(facts: Facts, way: str) -> Measured:
 
 
 def _write(fs: Any, size: int) -> None:
-    block = block_of_memory()
     with fs.open("object", "wb") as file:
-        for _ in range(size // MIB):
-            file.write(block)
+        write_blocks(file, size, block_of_memory())
 
 
 def _read(fs: Any, size: int) -> None:
-    block, found = block_of_memory(), 0
     with fs.open("object", "rb") as file:
-        while count := file.readinto(block):
-            found += count
-    if found != size:
-        raise RuntimeError(f"{found} bytes of {size} were read")
+        read_blocks(file, size, block_of_memory())
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.bare import CEILING
 from benchmarks.case import MIB, Case, Contender, Measured, Skipped, measured
-from benchmarks.memory import block_of_memory, peak_of
+from benchmarks.memory import block_of_memory, peak_of, read_blocks, write_blocks
 from benchmarks.place import Facts, Sizes, local_store, open_local
 from sovstore.filesystem import SovFileSystem
 from sovstore.format.body import BodySealer
@@ -46,26 +46,13 @@ def _stream(sizes: Sizes) -> contextlib.AbstractContextManager[Facts]:
     return local_store(size=sizes.get("stream_mib", 1024) * MIB)
 
 
-def _write(file: Any, size: int, block: bytes | memoryview) -> None:
-    for _ in range(size // MIB):
-        file.write(block)
-
-
-def _read(file: Any, size: int, block: memoryview) -> None:
-    found = 0
-    while count := file.readinto(block):
-        found += count
-    if found != size:
-        raise RuntimeError(f"{found} bytes of {size} were read")
-
-
 def write_sov(facts: Facts) -> Measured:
     """Measure `SovFileSystem.open` and `write`."""
     fs, block = open_local(facts), block_of_memory()
 
     def write() -> None:
         with fs.open("object", "wb") as file:
-            _write(file, facts["size"], block)
+            write_blocks(file, facts["size"], block)
 
     done = measured(write, facts["size"] / MIB)
     # Each contender writes where nothing was, and leaves the memory to the next.
@@ -79,7 +66,7 @@ def write_plain(facts: Facts) -> Measured:
 
     def write() -> None:
         with path.open("wb", buffering=0) as file:
-            _write(file, facts["size"], block)
+            write_blocks(file, facts["size"], block)
 
     done = measured(write, facts["size"] / MIB)
     path.unlink()
@@ -93,7 +80,7 @@ def read_sov(facts: Facts) -> Measured:
 
     def read() -> None:
         with fs.open("object", "rb") as file:
-            _read(file, facts["size"], block)
+            read_blocks(file, facts["size"], block)
 
     return measured(read, facts["size"] / MIB)
 
@@ -104,7 +91,7 @@ def read_plain(facts: Facts) -> Measured:
 
     def read() -> None:
         with path.open("rb", buffering=0) as file:
-            _read(file, facts["size"], block)
+            read_blocks(file, facts["size"], block)
 
     return measured(read, facts["size"] / MIB)
 
@@ -113,14 +100,14 @@ def _fill_sov(fs: SovFileSystem, size: int) -> None:
     """Write the object unless an earlier round did."""
     if not fs.exists("object"):
         with fs.open("object", "wb") as file:
-            _write(file, size, os.urandom(MIB))
+            write_blocks(file, size, os.urandom(MIB))
 
 
 def _fill_plain(facts: Facts) -> Path:
     path = Path(facts["folder"], "plain")
     if not path.exists():
         with path.open("wb") as file:
-            _write(file, facts["size"], os.urandom(MIB))
+            write_blocks(file, facts["size"], os.urandom(MIB))
     return path
 
 
@@ -307,7 +294,7 @@ def memory(facts: Facts, step_mib: str) -> Measured:
 
     def read() -> None:
         with fs.open(path, "rb") as file:
-            _read(file, size_mib * MIB, into)
+            read_blocks(file, size_mib * MIB, into)
 
     def both() -> None:
         peaks.update(write_bytes=peak_of(write), read_bytes=peak_of(read))

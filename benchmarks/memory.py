@@ -1,4 +1,4 @@
-"""Memory: where what is measured lies, blocks of it, and by how much a process grows."""
+"""Memory: where what is measured lies, blocks of it and files in such, and by how much a process grows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.case import MIB
 
@@ -25,6 +26,21 @@ def block_of_memory(size: int = MIB) -> memoryview:
     memory = mmap.mmap(-1, size)
     memory[:] = os.urandom(size)
     return memoryview(memory)
+
+
+def write_blocks(file: Any, size: int, block: bytes | memoryview) -> None:
+    """Write a block of 1 MiB again and again, `size` bytes in all."""
+    for _ in range(size // MIB):
+        file.write(block)
+
+
+def read_blocks(file: Any, size: int, block: memoryview) -> None:
+    """Read a file to its end into the same memory; raise unless it has `size` bytes."""
+    found = 0
+    while count := file.readinto(block):
+        found += count
+    if found != size:
+        raise RuntimeError(f"{found} bytes of {size} were read")
 
 
 def peak_of(work: Callable[[], None]) -> float:
